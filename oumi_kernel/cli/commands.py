@@ -1,0 +1,142 @@
+"""The table of commands: their words, their functions, what they take. Nothing is imported until one is called."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """One command of `oumi`.
+
+    Attributes:
+        words: How it is called: `("config", "show")`.
+        target: Its function, `module:function`.
+        summary: One sentence for lists of commands.
+        usage: The arguments, as the first line of its help shows them.
+        examples: Lines to copy.
+        options: Its own options, and the values of each that has a closed set.
+        argument: What its positional arguments are, for shell completion.
+        overrides: Whether it takes configuration keys (`--training.learning_rate 5e-5`).
+    """
+
+    words: tuple[str, ...]
+    target: str
+    summary: str
+    usage: str
+    examples: tuple[str, ...] = ()
+    options: dict[str, tuple[str, ...]] = {}
+    argument: Literal["file", "key", "component", "shell", "nothing"] = "nothing"
+    overrides: bool = False
+
+
+GROUPS = {
+    "config": "Check, show and explain configurations. Nothing is trained, torch is not imported.",
+    "plugins": "What is installed: datasets, optimizers, metrics and every other component.",
+}
+"""First words that several commands share."""
+
+OVERRIDES = "[--SECTION.KEY VALUE]..."
+
+COMMANDS = (
+    Command(
+        words=("run",),
+        target="oumi_kernel.cli.run:run",
+        summary="Train as a configuration says.",
+        usage=f"oumi run CONFIG [--plugin FILE.py:NAME]... {OVERRIDES}",
+        examples=(
+            "oumi run quickstart",
+            "oumi run train.yaml --training.learning_rate 5e-5 --training.max_steps 100",
+            "oumi run train.yaml --data.train.datasets[0].sample_count 2000",
+            "oumi run train.yaml --plugin ./my_metric.py:bleu --training.metrics_function bleu",
+        ),
+        options={"--plugin": ()},
+        argument="file",
+        overrides=True,
+    ),
+    Command(
+        words=("train",),
+        target="oumi_kernel.cli.run:train",
+        summary="The same as run, with the configuration as an option.",
+        usage=f"oumi train -c CONFIG [--plugin FILE.py:NAME]... {OVERRIDES}",
+        examples=("oumi train -c train.yaml --training.output_dir output/second",),
+        options={"--config": (), "-c": (), "--plugin": ()},
+        overrides=True,
+    ),
+    Command(
+        words=("config", "validate"),
+        target="oumi_kernel.cli.config_validate:validate",
+        summary="Show every problem of configurations at once.",
+        usage=f"oumi config validate CONFIG... [--format text|json|github] {OVERRIDES}",
+        examples=("oumi config validate train.yaml", "oumi config validate configs/*.yaml --format github"),
+        options={"--format": ("text", "json", "github"), "--plugin": ()},
+        argument="file",
+        overrides=True,
+    ),
+    Command(
+        words=("config", "show"),
+        target="oumi_kernel.cli.config_show:show",
+        summary="Print the effective configuration, defaults included.",
+        usage=f"oumi config show CONFIG [--format yaml|json] {OVERRIDES}",
+        examples=("oumi config show train.yaml --training.seed 7",),
+        options={"--format": ("yaml", "json")},
+        argument="file",
+        overrides=True,
+    ),
+    Command(
+        words=("config", "explain"),
+        target="oumi_kernel.cli.config_explain:explain",
+        summary="Say what a key means, its value, and where that comes from.",
+        usage=f"oumi config explain KEY [CONFIG] [--plugin FILE.py:NAME]... {OVERRIDES}",
+        examples=(
+            "oumi config explain training.learning_rate",
+            "oumi config explain peft train.yaml",
+            "oumi config explain training.optimizer_kwargs train.yaml --training.optimizer sgd",
+        ),
+        options={"--plugin": ()},
+        argument="key",
+        overrides=True,
+    ),
+    Command(
+        words=("config", "schema"),
+        target="oumi_kernel.cli.config_schema:schema",
+        summary="Print the JSON Schema of a configuration, for editors and checks.",
+        usage="oumi config schema",
+        examples=("oumi config schema > oumi.schema.json",),
+    ),
+    Command(
+        words=("plugins", "list"),
+        target="oumi_kernel.cli.plugins_list:list_plugins",
+        summary="List the installed components, without importing them.",
+        usage="oumi plugins list [--family FAMILY] [--format text|json]",
+        examples=("oumi plugins list --family optimizers",),
+        options={"--family": (), "--format": ("text", "json")},
+    ),
+    Command(
+        words=("plugins", "show"),
+        target="oumi_kernel.cli.plugins_show:show",
+        summary="Show a component: what it does, where it is from, its parameters and hooks.",
+        usage="oumi plugins show [FAMILY:]NAME",
+        examples=("oumi plugins show adamw", "oumi plugins show schedulers:cosine"),
+        argument="component",
+    ),
+    Command(
+        words=("env",),
+        target="oumi_kernel.cli.env:env",
+        summary="Show versions, hardware and devices, for a bug report.",
+        usage="oumi env",
+    ),
+    Command(
+        words=("completion",),
+        target="oumi_kernel.cli.completion:completion",
+        summary="Print a script that completes commands and configuration keys.",
+        usage="oumi completion bash|zsh|fish",
+        examples=(
+            'eval "$(oumi completion bash)"',
+            'source <(oumi completion zsh)',
+            "oumi completion fish | source",
+        ),
+        argument="shell",
+    ),
+)

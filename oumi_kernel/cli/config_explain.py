@@ -1,0 +1,171 @@
+"""`oumi config explain`: what a key means, what it takes, its value, and where that comes from."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+
+from oumi_kernel.cli.keys import REQUIRED, Key, all_keys, describe, keys_of, pattern_of, write
+from oumi_kernel.errors import ConfigError, Problem
+from oumi_kernel.loading import LoadedConfig, Override
+from oumi_kernel.plugins.keys import value_at
+
+_WITHOUT_FILE = "model:\n  model_name: unset/unset\ndata:\n  train:\n    datasets:\n      - dataset_name: unset/unset\n"
+"""The least that loads; its values are never shown."""
+
+_DOTTED_INDEX = re.compile(r"\.(\d+)(?=\.|$)")
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """What one explanation draws on.
+
+    Attributes:
+        loaded: The configuration.
+        named: Whether the user named one; otherwise there are only defaults and flags.
+        components: Key of parameters -> the struct that types them, and who offers it.
+    """
+
+    loaded: LoadedConfig
+    named: bool
+    components: dict[str, tuple[type[msgspec.Struct], str]]
+
+
+def explain(
+    key: str,
+    config: str | None = None,
+    /,
+    *,
+    plugin: Sequence[str] = (),
+    overrides: Annotated[Sequence[Override], Parameter(parse=False)],
+) -> None:
+    """Explain one key, or list the keys of a section.
+
+    Args:
+        key: Such as training.learning_rate, peft, or training.optimizer_kwargs.amsgrad.
+        config: A YAML file, or the name of a shipped configuration; without one, the defaults.
+        plugin: A dataset or metric from a local file: ./my_metric.py:bleu. May be repeated.
+        overrides: Keys given on the command line.
+
+    Raises:
+        ConfigError: There is no such key, or the configuration is wrong.
+    """
+    view = _view(config, overrides, plugin)
+    path = _DOTTED_INDEX.sub(r"[\1]", key.removeprefix("--"))
+    found, owner = _find(path, view)
+    lines = _section(found, path, view) if found.struct and not found.repeated else _value(found, path, view)
+    sys.stdout.write(f"{path}\n")
+    sys.stdout.write("".join(f"  {line}\n" for line in (*found.doc.splitlines(), *([owner] if owner else []), "", *lines)))
+
+
+def _view(config: str | None, overrides: Sequence[Override], plugins: Sequence[str]) -> View:
+    from oumi_kernel.cli.configuration import open_config
+    from oumi_kernel.loading import load_text
+    from oumi_kernel.plugins import resolve, scan
+
+    if config is None:
+        catalogue = scan(plugins)
+        loaded = load_text(_WITHOUT_FILE, "defaults", overrides, sections=catalogue.sections)
+    else:
+        loaded, catalogue = open_config(config, overrides, plugins)
+    components = {
+        choice.kwargs_path: (choice.component.params_type, f"of {choice.entry.name}, from {choice.entry.label}")
+        for choice in resolve(loaded, catalogue).selected
+        if choice.kwargs_path
+    }
+    for name in catalogue.sections:
+        entry, struct = catalogue.section(name)
+        components[name] = (struct, f"from {entry.label}")
+    return View(loaded=loaded, named=config is not None, components=components)
+
+
+def _find(path: str, view: View) -> tuple[Key, str]:
+    """Return the key at a path and, for a component's parameter, who it belongs to."""
+    pattern = pattern_of(path).removesuffix("[]")
+    table = all_keys()
+    for parent, (struct, owner) in view.components.items():
+        inner = all_keys(struct, pattern_of(parent))
+        if pattern in inner:
+            return inner[pattern], f"Parameter {owner}."
+        if pattern == pattern_of(parent):
+            whole = table.get(pattern)
+            kind, doc = msgspec.inspect.type_info(struct), whole.doc if whole else (struct.__doc__ or "")
+            return Key(path=pattern, type=kind, default={}, doc=doc, struct=struct), f"Parameters {owner}."
+        table = table | inner
+    if pattern in table:
+        return table[pattern], ""
+    raise ConfigError(Problem(code="unknown-key", path=path, message="there is no such key.", hint=_hint(pattern, table)))
+
+
+def _hint(pattern: str, table: dict[str, Key]) -> str:
+    """Return keys of that name in other sections, else the nearest spellings."""
+    name = pattern.rpartition(".")[2]
+    close = [path for path in table if path.rpartition(".")[2] == name]
+    close = close or difflib.get_close_matches(pattern, table, 2, 0.75)
+    close = close or [path for path in table if difflib.get_close_matches(name, [path.rpartition(".")[2]], 1, 0.8)]
+    if close:
+        return f"did you mean {' or '.join(repr(path) for path in close[:3])}?"
+    return f"The sections are {', '.join(path for path in table if '.' not in path)}; explain one to see its keys."
+
+
+def _section(key: Key, path: str, view: View) -> Iterator[str]:
+    keys = keys_of(key.struct, key.path) if key.struct else ()
+    width = max((len(inner.name) for inner in keys), default=0)
+    for inner in keys:
+        yield f"{inner.name:<{width}}  {describe(inner.type)}{_now(inner, f'{path}.{inner.name}', view)}"
+    if not keys:
+        yield "It has no keys."
+
+
+def _value(key: Key, path: str, view: View) -> Iterator[str]:
+    yield f"type     {describe(key.type)}"
+    yield f"default  {write(key.default)}"
+    if key.struct is not None and key.repeated:
+        yield f"keys     {', '.join(inner.name for inner in keys_of(key.struct))}"
+    if _current(path, key, view) is not REQUIRED:
+        yield f"value    {_shown(path, key, view)}"
+        yield f"from     {_origin(path, view)}"
+
+
+def _now(key: Key, path: str, view: View) -> str:
+    """Return the rest of a key's row: its value if it was given, else its default."""
+    if key.struct is not None:
+        return ""
+    if _given(path, view):
+        return f"; {_shown(path, key, view)} ({_origin(path, view)})"
+    return "; required" if key.default is REQUIRED else f"; default {write(key.default)}"
+
+
+def _given(path: str, view: View) -> bool:
+    origin = view.loaded.document.origin(path)
+    return origin.kind == "override" or (view.named and origin.kind != "default")
+
+
+def _current(path: str, key: Key, view: View) -> Any:
+    """Return the effective value at a path; the key's default where the path has none, such as without an index."""
+    if not _given(path, view):
+        return key.default
+    section = path.partition(".")[0]
+    root = view.loaded.extra_sections if section in view.loaded.extra_sections else view.loaded.config
+    try:
+        return value_at(root, path)
+    except (AttributeError, KeyError, IndexError):
+        return key.default
+
+
+def _shown(path: str, key: Key, view: View) -> str:
+    return view.loaded.document.environment.get(path) or write(_current(path, key, view))
+
+
+def _origin(path: str, view: View) -> str:
+    if not _given(path, view):
+        return "the default"
+    origin = view.loaded.document.origin(path)
+    where = str(origin.place) if origin.place else origin.kind
+    line = origin.place.text.strip() if origin.place else ""
+    return ", ".join(part for part in (f"{where}  {line}".rstrip(), origin.note) if part)

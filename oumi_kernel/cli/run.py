@@ -1,0 +1,57 @@
+"""`oumi run` and `oumi train`: load, resolve, train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from oumi_kernel.loading import Override
+
+
+def run(
+    config: str,
+    /,
+    *,
+    plugin: Sequence[str] = (),
+    overrides: Annotated[Sequence[Override], Parameter(parse=False)],
+) -> None:
+    """Train as a configuration says.
+
+    Args:
+        config: A YAML file, or the name of a shipped configuration such as 'quickstart'.
+        plugin: A dataset or metric from a local file: ./my_metric.py:bleu. May be repeated.
+        overrides: Keys given on the command line.
+
+    Raises:
+        OumiError: What is wrong, with its exit code; nothing was trained if it is the configuration.
+    """
+    from oumi_kernel.cli.configuration import open_config
+    from oumi_kernel.launch import world_from
+    from oumi_kernel.plugins import resolve
+
+    loaded, catalogue = open_config(config, overrides, plugin)
+    world = world_from()
+    resolution = resolve(loaded, catalogue, world_size=world.size)
+    resolution.raise_for_problems(strict=True)
+
+    from oumi_kernel.run import run_training
+
+    run_training(loaded, resolution, world)
+
+
+def train(
+    *,
+    config: Annotated[str, Parameter(alias="-c")],
+    plugin: Sequence[str] = (),
+    overrides: Annotated[Sequence[Override], Parameter(parse=False)],
+) -> None:
+    """Do what `run` does.
+
+    Args:
+        config: A YAML file, or the name of a shipped configuration such as 'quickstart'.
+        plugin: A dataset or metric from a local file: ./my_metric.py:bleu. May be repeated.
+        overrides: Keys given on the command line.
+    """
+    run(config, plugin=plugin, overrides=overrides)

@@ -1,0 +1,52 @@
+"""Where log records go during a run: rank 0's to stderr, every rank's to `logs/rank_N.log`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from oumi_kernel.contracts import Run
+from oumi_kernel.errors import CheckpointError
+
+OURS = ("oumi_kernel", "oumi_plugins")
+LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "py.warnings")
+
+
+@contextmanager
+def logging_to(run: Run) -> Iterator[None]:
+    """Send log records of this process to its file, and those of rank 0 to stderr, while the run lasts.
+
+    Raises:
+        CheckpointError: The log file cannot be written.
+    """
+    training = run.config.training
+    folder = run.output_dir / "logs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(folder / f"rank_{run.world.rank}.log", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"training.output_dir: cannot write into {run.output_dir}: {error.strerror}. Choose another folder."
+        ) from error
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers: list[logging.Handler] = [file]
+    if run.world.is_main:
+        console = logging.StreamHandler(sys.stderr)
+        console.setFormatter(logging.Formatter("%(message)s"))
+        handlers.append(console)
+    levels = dict.fromkeys(OURS, training.log_level.upper()) | dict.fromkeys(LIBRARIES, training.dep_log_level.upper())
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    for handler in handlers:
+        logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

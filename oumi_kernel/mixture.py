@@ -1,0 +1,80 @@
+"""Which rows of which datasets make up a split, and in what order: pure index arithmetic, no row is touched."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+from oumi_kernel.config import DatasetParams, DatasetSplitParams
+from oumi_kernel.contracts import Row
+from oumi_kernel.errors import DataError
+
+
+class Mixture(Sequence[Row]):
+    """Rows of several datasets under one index."""
+
+    def __init__(self, parts: Sequence[Sequence[Row]], order: Sequence[tuple[int, int]]) -> None:
+        """Take the datasets, and (dataset, row) for every index."""
+        self._parts, self._order = parts, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        if isinstance(index, slice):
+            return Mixture(self._parts, self._order[index])
+        part, row = self._order[index]
+        return self._parts[part][row]
+
+
+def mix(parts: Sequence[Sequence[Row]], split: DatasetSplitParams, *, split_name: str) -> Mixture:
+    """Shuffle, sample and mix the datasets of a split as its entries say.
+
+    Each dataset is shuffled (`shuffle`, `seed`), then cut or repeated to `sample_count`. Without proportions the
+    datasets follow one another; with them, each next row is drawn from a dataset with its probability, until the first
+    dataset (`first_exhausted`) or every dataset (`all_exhausted`, short ones start again) has run out.
+
+    Raises:
+        DataError: A dataset of the split is empty.
+    """
+    for params, rows in zip(split.datasets, parts, strict=True):
+        if not rows:
+            raise DataError(f"data.{split_name}: dataset '{params.dataset_name}' has no rows.")
+    rows_of = [_sampled(params, len(rows)) for params, rows in zip(split.datasets, parts, strict=True)]
+    proportions = [params.mixture_proportion for params in split.datasets]
+    if any(proportion is None for proportion in proportions):
+        order = [(part, row) for part, rows in enumerate(rows_of) for row in rows]
+    else:
+        weights = [proportion or 0.0 for proportion in proportions]
+        order = list(_interleaved(rows_of, weights, split.mixture_strategy, split.seed))
+    return Mixture(parts, order)
+
+
+def _sampled(params: DatasetParams, rows: int) -> list[int]:
+    order = list(range(rows))
+    if params.shuffle:
+        random.Random(params.seed).shuffle(order)  # noqa: S311 - sampling, not a secret
+    count = rows if params.sample_count is None else params.sample_count
+    return (order * (-(-count // rows)))[:count]
+
+
+def _interleaved(
+    rows_of: Sequence[Sequence[int]], weights: Sequence[float], strategy: str, seed: int | None
+) -> Iterator[tuple[int, int]]:
+    generator = random.Random(seed)  # noqa: S311 - sampling, not a secret
+    taken = [0] * len(rows_of)
+    drawn_from = [part for part, weight in enumerate(weights) if weight > 0]
+    waiting = set(drawn_from)
+    while waiting:
+        (part,) = generator.choices(range(len(rows_of)), weights)
+        yield part, rows_of[part][taken[part] % len(rows_of[part])]
+        taken[part] += 1
+        if taken[part] == len(rows_of[part]):
+            waiting.discard(part)
+            if strategy == "first_exhausted":
+                return

@@ -1,0 +1,126 @@
+"""Every hook, in the order of a run. Build hooks are addressed to one component, events go to all active ones.
+
+Every argument is passed by name; an implementation takes only those it needs. `params` is the component's own
+decoded struct (for `models`, `peft` and `strategies` the section of the configuration), `run` a
+`oumi_kernel.contracts.Run`. Torch objects are `Any` here: the kernel never looks inside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from oumi_kernel.component import hookspec
+from oumi_kernel.config import DatasetParams, DatasetSplitParams
+from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
+
+# ruff: noqa: D417 - the arguments are the same everywhere; the module's docstring says them once
+
+
+class BuildHooks:
+    """Addressed hooks: the selected component answers, nobody else is asked."""
+
+    @hookspec(firstresult=True)
+    def oumi_build_strategy(self, params: Any, run: Run) -> Strategy | None:
+        """Family `strategies`: return how steps are done on the hardware at hand."""
+
+    @hookspec(firstresult=True)
+    def oumi_build_tokenizer(self, params: Any, run: Run) -> Any:
+        """Family `models`: return the tokenizer, its chat template set."""
+
+    @hookspec(firstresult=True)
+    def oumi_build_trainer(self, params: Any, tokenizer: Any, run: Run) -> Trainer | None:
+        """Family `trainers`: return the training method."""
+
+    @hookspec(firstresult=True)
+    def oumi_load_dataset(self, params: Any, dataset: DatasetParams, run: Run) -> Sequence[Row] | None:
+        """Family `datasets`: return the rows of one entry of `datasets`, all of its split, unshuffled.
+
+        Raise `DataError` for a file that is missing or a row that cannot be read.
+        """
+
+    @hookspec(firstresult=True)
+    def oumi_build_collator(
+        self, params: Any, tokenizer: Any, split: DatasetSplitParams, run: Run
+    ) -> Collator | None:
+        """Family `collators`: return what turns examples into a batch."""
+
+    @hookspec(firstresult=True)
+    def oumi_build_metric(self, params: Any, run: Run) -> Metric | None:
+        """Family `metrics`: return a fresh metric; called once for every evaluation."""
+
+    @hookspec(firstresult=True)
+    def oumi_model_arguments(self, params: Any, run: Run) -> Mapping[str, Any] | None:
+        """Family `peft`: return what the model must be loaded with, such as a quantisation config. Optional."""
+
+    @hookspec(firstresult=True)
+    def oumi_before_model(self, params: Any, run: Run) -> None:
+        """Family `kernels`: do what must be done before the model is built. Optional."""
+
+    @hookspec(firstresult=True)
+    def oumi_build_model(self, params: Any, tokenizer: Any, arguments: Mapping[str, Any], run: Run) -> Any:
+        """Family `models`: return the model, on the CPU unless `arguments` place it."""
+
+    @hookspec(firstresult=True)
+    def oumi_apply_kernel(self, params: Any, model: Any, run: Run) -> Any:
+        """Family `kernels`: return the model with faster parts put in. Optional."""
+
+    @hookspec(firstresult=True)
+    def oumi_apply_peft(self, params: Any, model: Any, run: Run) -> Any:
+        """Family `peft`: return the model with its adapter, everything else frozen."""
+
+    @hookspec(firstresult=True)
+    def oumi_build_optimizer(self, params: Any, groups: Sequence[dict[str, Any]], run: Run) -> Any:
+        """Family `optimizers`: return a `torch.optim.Optimizer` over `groups` (`params` are (name, tensor) pairs)."""
+
+    @hookspec(firstresult=True)
+    def oumi_build_scheduler(self, params: Any, optimizer: Any, total_steps: int, run: Run) -> Any:
+        """Family `schedulers`: return a `torch.optim.lr_scheduler.LRScheduler`, stepped once an optimizer step."""
+
+    @hookspec(firstresult=True)
+    def oumi_save_model(
+        self,
+        params: Any,
+        model: Any,
+        state: Callable[[], Mapping[str, Any] | None],
+        tokenizer: Any,
+        directory: Path,
+        run: Run,
+    ) -> bool | None:
+        """Families `models` and `peft` (which goes first): write what `from_pretrained` opens; return True.
+
+        `state()` gathers name -> whole tensor, on rank 0; every rank must call it once, and only rank 0 writes.
+        """
+
+    @hookspec(firstresult=True)
+    def oumi_load_weights(self, params: Any, model: Any, directory: Path, run: Run) -> bool | None:
+        """The same component: read back into `model` what `oumi_save_model` wrote; return True."""
+
+
+class Events:
+    """Broadcast hooks: every active component may listen."""
+
+    @hookspec
+    def oumi_train_start(self, run: Run, plan: Plan, step: int) -> None:
+        """Training begins at `step` (not 0 after a resume)."""
+
+    @hookspec
+    def oumi_step_end(self, run: Run, record: StepRecord) -> None:
+        """One optimizer step is done."""
+
+    @hookspec
+    def oumi_evaluate_end(self, run: Run, step: int, figures: Mapping[str, float]) -> None:
+        """An evaluation is done."""
+
+    @hookspec
+    def oumi_checkpoint_saved(self, run: Run, step: int, directory: Path) -> None:
+        """A complete checkpoint stands in `directory`."""
+
+    @hookspec
+    def oumi_train_end(self, run: Run, summary: Summary) -> None:
+        """Training is done; the model is not saved yet."""
+
+    @hookspec
+    def oumi_train_error(self, run: Run, error: BaseException) -> None:
+        """The run ends with an error, or was asked to stop. Close files; do not raise."""

@@ -1,0 +1,42 @@
+"""The configurations that the distribution carries, by the path that they have in the repository."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from oumi_kernel.errors import ConfigError, Problem
+
+_PACKAGE = Path(__file__).parent
+
+
+def shipped_configs() -> Path:
+    """Return the folder of shipped configurations: inside an installed package, beside it in a checkout."""
+    installed = _PACKAGE / "shipped_configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """Return the file that `name` means: a path, else a shipped configuration, with or without `configs/`.
+
+    Raises:
+        ConfigError: There is no such file; names the nearest.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    root = shipped_configs()
+    relative = Path(name.removeprefix("./").removeprefix("configs/"))
+    for candidate in (root / relative, root / relative / "train.yaml", root / "recipes" / relative / "train.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(
+        Problem(code="no-file", path="", message=f"there is no file '{name}'.", hint=_nearest(path, relative, root))
+    )
+
+
+def _nearest(path: Path, relative: Path, root: Path) -> str:
+    beside = [str(path.parent / p.name) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    shipped = [f"configs/{p.relative_to(root)}" for p in root.rglob("*.yaml")] if root.is_dir() else []
+    close = difflib.get_close_matches(str(path), beside, 1) + difflib.get_close_matches(f"configs/{relative}", shipped, 1)
+    return f"did you mean '{close[0]}'?" if close else "Give the path of a YAML file, or 'quickstart'."
