@@ -1,0 +1,104 @@
+"""A file and flags -> a typed configuration that knows where each value came from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from oumi_kernel.config import TrainingConfig
+from oumi_kernel.config.rules import check
+from oumi_kernel.errors import ConfigError, Place, Problem
+from oumi_kernel.loading.aliases import apply_aliases
+from oumi_kernel.loading.decode import decode
+from oumi_kernel.loading.document import Document
+from oumi_kernel.loading.interpolation import interpolate
+from oumi_kernel.loading.overrides import Override, apply_overrides
+from oumi_kernel.loading.yaml_reader import MAX_BYTES, Node, line_of, read_yaml
+
+
+class LoadedConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A configuration, typed, with its origins.
+
+    Attributes:
+        config: The typed configuration.
+        document: The raw tree and where its values were written.
+        folder: The folder of the file, against which `./name` is read.
+        extra_sections: Raw top-level sections that installed plugins own.
+        warnings: What is allowed but probably not meant.
+    """
+
+    config: TrainingConfig
+    document: Document
+    folder: Path = Path()
+    extra_sections: dict[str, Any] = {}
+    warnings: tuple[Problem, ...] = ()
+
+
+def load_config(path: Path, overrides: Sequence[Override] = (), *, sections: Collection[str] = ()) -> LoadedConfig:
+    """Load a file.
+
+    Args:
+        path: The YAML (or JSON) file.
+        overrides: Flags that change it, the last one wins.
+        sections: Names of top-level sections that plugins own; they are kept raw.
+
+    Raises:
+        ConfigError: Holds every problem of file and flags.
+    """
+    loaded = load_text(_read(path), str(path), overrides, sections=sections)
+    return msgspec.structs.replace(loaded, folder=path.parent)
+
+
+def load_text(
+    text: str, name: str, overrides: Sequence[Override] = (), *, sections: Collection[str] = ()
+) -> LoadedConfig:
+    """Load text; `name` is what messages call it. See `load_config`."""
+    root = read_yaml(text, name)
+    if root.value is None:
+        root = Node(value={}, line=1, column=1)
+    if not isinstance(root.value, dict):
+        place = Place(name, root.line, root.column, line_of(text, root.line))
+        message = "a configuration is a mapping of sections: model, data, training, ..."
+        raise ConfigError(Problem(code="wrong-type", path="", message=message, place=place))
+    document = Document(root, text, name)
+    found = [*apply_overrides(document, overrides), *interpolate(document), *apply_aliases(document)]
+    extra = {section: document.data.pop(section) for section in sections if section in document.data}
+    config, problems = decode(document.data, TrainingConfig, document=document)
+    document.data.update(extra)
+    found += problems
+    faulty = {problem.path for problem in found}
+    found += [_placed(problem, document) for problem in check(config) if problem.path not in faulty]
+    if any(problem.severity == "error" for problem in found):
+        raise ConfigError(found)
+    return LoadedConfig(config=config, document=document, extra_sections=extra, warnings=tuple(found))
+
+
+def _placed(problem: Problem, document: Document) -> Problem:
+    return msgspec.structs.replace(problem, place=document.place(problem.path))
+
+
+def _read(path: Path) -> str:
+    """Return the text of a file, and say what is wrong with the file otherwise."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _file_error(path, f"is larger than {MAX_BYTES >> 20} MiB; is it a configuration?")
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
+        hint = f"did you mean '{path.parent / near[0]}'?" if near else ""
+        raise _file_error(path, "does not exist.", hint) from None
+    except IsADirectoryError:
+        files = sorted(p.name for p in path.glob("*.y*ml"))
+        raise _file_error(path, "is a folder.", f"It holds: {', '.join(files)}" if files else "") from None
+    except UnicodeDecodeError as error:
+        raise _file_error(path, f"is not UTF-8 text (byte {error.start}).") from None
+    except OSError as error:
+        raise _file_error(path, f"cannot be read: {error.strerror}.") from None
+
+
+def _file_error(path: Path, message: str, hint: str = "") -> ConfigError:
+    return ConfigError(Problem(code="no-file", path="", message=f"{path} {message}", hint=hint, place=Place(str(path))))

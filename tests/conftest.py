@@ -1,0 +1,53 @@
+"""What every test may use: the tiny model, a minimal configuration, plugins installed as metadata on the path."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+QUICKSTART = ROOT / "configs" / "quickstart"
+
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Return `install(distribution, version, entry_points, **modules)`: a distribution as pip would leave it."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+
+    def make(distribution: str, version: str, entry_points: dict[str, dict[str, str]], **modules: str) -> Path:
+        info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        text = "".join(
+            f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+            for group, points in entry_points.items()
+        )
+        (info / "entry_points.txt").write_text(text)
+        for name, source in modules.items():
+            (site / f"{name}.py").write_text(source)
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        return site
+
+    return make
+
+
+def minimal_yaml(**sections: str) -> str:
+    """Return a small valid configuration, with further YAML lines under the named sections."""
+    base = {
+        "model": "  model_name: ./model\n",
+        "data": "  train:\n    datasets:\n      - dataset_name: text_sft\n",
+    }
+    merged = {key: base.get(key, "") + sections.get(key, "") for key in dict.fromkeys((*base, *sections))}
+    return "".join(f"{key}:\n{text}" for key, text in merged.items())
