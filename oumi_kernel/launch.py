@@ -22,4 +22,5 @@ def world_from(environment: Mapping[str, str] = os.environ) -> World:
             size=int(environment.get("WORLD_SIZE", "1")),
         )
     except ValueError as error:
-        raise ConfigError(f"RANK, LOCAL_RANK and WORLD_SIZE in the environment must be whole numbers: {error}.") from error
+        message = f"RANK, LOCAL_RANK and WORLD_SIZE in the environment must be whole numbers: {error}."
+        raise ConfigError(message) from error

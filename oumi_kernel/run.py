@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oumi_kernel.config import TrainTarget
-from oumi_kernel.contracts import Plan, Run, Session, Strategy, Summary, Trainer, World
+from oumi_kernel.contracts import Run, Session, Strategy, Summary, Trainer, World
 from oumi_kernel.errors import OumiError
 from oumi_kernel.launch import world_from
 from oumi_kernel.loading import LoadedConfig
@@ -47,10 +47,9 @@ def _train(kernel: Kernel, run: Run, loaded: LoadedConfig) -> Summary:
         tokenizer = kernel.build_tokenizer(run)
         trainer = kernel.build_trainer(tokenizer, run)
         examples, rows = _prepare_data(kernel, trainer, run)
-        plan = trainer.plan(examples)
         if run.world.is_main:
             write_json(run.output_dir / "run.json", run_record(loaded, kernel.manager.entries(), rows))
-        session = _session(kernel, strategy, tokenizer, trainer, examples, plan, run)
+        session = _session(kernel, strategy, tokenizer, trainer, examples, run)
         _log.info("%s", _header(session))
         summary = trainer.train(session)
         kernel.train_end(run, summary)
@@ -62,9 +61,7 @@ def _train(kernel: Kernel, run: Run, loaded: LoadedConfig) -> Summary:
         strategy.close()
 
 
-def _prepare_data(
-    kernel: Kernel, trainer: Trainer, run: Run
-) -> tuple[dict[str, Sequence[Any]], dict[str, int]]:
+def _prepare_data(kernel: Kernel, trainer: Trainer, run: Run) -> tuple[dict[str, Sequence[Any]], dict[str, int]]:
     """Load, mix and prepare every split, before the model takes memory and before any process group can time out."""
     examples: dict[str, Sequence[Any]] = {}
     rows: dict[str, int] = {}
@@ -83,13 +80,15 @@ def _session(
     tokenizer: Any,
     trainer: Trainer,
     examples: Mapping[str, Sequence[Any]],
-    plan: Plan,
     run: Run,
 ) -> Session:
+    plan = trainer.plan(examples)
+
     def build(model: Any) -> tuple[Any, Any]:
         optimizer = kernel.build_optimizer(trainer.parameter_groups(model), run)
         return optimizer, kernel.build_scheduler(optimizer, plan.total_steps, run)
 
+    splits = filled_splits(run.config)
     prepared = strategy.prepare(kernel.build_model(tokenizer, run), build)
     return Session(
         run=run,
@@ -99,7 +98,7 @@ def _session(
         tokenizer=tokenizer,
         plan=plan,
         examples=examples,
-        collators={name: kernel.build_collator(name, split, tokenizer, run) for name, split in filled_splits(run.config)},
+        collators={name: kernel.build_collator(name, split, tokenizer, run) for name, split in splits},
         build_metrics=lambda: kernel.build_metrics(run),
     )
 

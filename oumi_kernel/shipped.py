@@ -38,5 +38,6 @@ def find_config(name: str) -> Path:
 def _nearest(path: Path, relative: Path, root: Path) -> str:
     beside = [str(path.parent / p.name) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     shipped = [f"configs/{p.relative_to(root)}" for p in root.rglob("*.yaml")] if root.is_dir() else []
-    close = difflib.get_close_matches(str(path), beside, 1) + difflib.get_close_matches(f"configs/{relative}", shipped, 1)
+    close = difflib.get_close_matches(str(path), beside, 1)
+    close += difflib.get_close_matches(f"configs/{relative}", shipped, 1)
     return f"did you mean '{close[0]}'?" if close else "Give the path of a YAML file, or 'quickstart'."

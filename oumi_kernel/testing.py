@@ -53,4 +53,5 @@ def _check_defaults(component: type[Component]) -> None:
         try:
             msgspec.convert(default, field.type)
         except msgspec.ValidationError as error:
-            raise ValueError(f"{component.params_type.__name__}.{field.name}: its default is refused: {error}") from error
+            name = f"{component.params_type.__name__}.{field.name}"
+            raise ValueError(f"{name}: its default is refused: {error}") from error

@@ -12,6 +12,7 @@ from oumi_kernel.config.grpo import GrpoParams
 from oumi_kernel.config.profiler import ProfilerParams
 from oumi_kernel.config.telemetry import TelemetryParams
 from oumi_kernel.schema import (
+    FINITE,
     ConfigEnum,
     Fraction,
     NonNegativeFloat,
@@ -71,7 +72,7 @@ class TrainingParams(Params):
     full_determinism: bool = False
     """The same as `use_deterministic`, by its other name."""
 
-    num_train_epochs: PositiveFloat | Literal[0, -1] = 3
+    num_train_epochs: Annotated[float, Meta(ge=-1, le=FINITE)] = 3
     """Passes over the training examples; fractions work. `max_steps` wins."""
 
     max_steps: Annotated[int, Meta(ge=-1)] = -1

@@ -35,7 +35,7 @@ def convert(data: Any, type_: Any, *, document: Document, path: str, distributio
 def decode(
     data: Any, type_: Any, *, document: Document, path: str = "", distribution: str = ""
 ) -> tuple[Any, list[Problem]]:
-    """Return (typed value, problems). With problems, bad values are replaced by defaults so that rules can still run."""
+    """Return (typed value, problems). Where there are problems, defaults stand in, so that rules can still run."""
     walk = _Walk(document, distribution)
     try:
         value = msgspec.convert(data, type_)

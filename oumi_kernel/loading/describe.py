@@ -26,12 +26,14 @@ def refusal(type_: Any, value: Any) -> tuple[str, str, str]:
     """Return (code, message, hint) for a value that a type refused."""
     words = choices(type_)
     if words and isinstance(value, str):
-        return "unknown-choice", f"{shown(value)} is not a valid choice.", f"{did_you_mean(value, words)}choices: {', '.join(words)}"
+        hint = f"{did_you_mean(value, words)}choices: {', '.join(words)}"
+        return "unknown-choice", f"{shown(value)} is not a valid choice.", hint
     info = inspect.type_info(type_)
     hint = ""
     if _accepts(info, inspect.BoolType) and str(value).lower() in ("yes", "no", "on", "off"):
         hint = "write true or false"
-    code = "out-of-range" if _is_number(value) and _accepts(info, (inspect.IntType, inspect.FloatType)) else "wrong-type"
+    takes_numbers = _accepts(info, (inspect.IntType, inspect.FloatType))
+    code = "out-of-range" if _is_number(value) and takes_numbers else "wrong-type"
     return code, f"expected {_expectation(info)}, got {shown(value)}.", hint
 
 
@@ -56,6 +58,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
+def enum_words(enum: type[Enum]) -> list[str]:
+    """Return the words by which messages name an enum's members: the value where it says the name, else the name."""
+    return [str(member.value) if str(member.value).lower() == member.name.lower() else member.name for member in enum]
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -73,7 +80,7 @@ def _choices(info: Any) -> tuple[str, ...]:
     words: list[str] = []
     for member in _members(info):
         if isinstance(member, inspect.EnumType):
-            words += [item.name.lower() for item in member.cls if isinstance(item, Enum)]
+            words += enum_words(member.cls)
         elif isinstance(member, inspect.LiteralType):
             words += [value for value in member.values if isinstance(value, str)]
         elif isinstance(member, inspect.StrType):
@@ -82,8 +89,8 @@ def _choices(info: Any) -> tuple[str, ...]:
 
 
 def _expectation(info: Any) -> str:
-    examples = info.extra_json_schema.get("examples") if isinstance(info, inspect.Metadata) and info.extra_json_schema else None
-    if examples:
+    extra = (info.extra_json_schema or {}) if isinstance(info, inspect.Metadata) else {}
+    if examples := extra.get("examples"):
         return f"one of {', '.join(map(str, examples))}"
     parts = [_one(member) for member in _members(info)]
     parts.sort(key=lambda part: part == "null")
@@ -101,7 +108,7 @@ def _one(info: Any) -> str:
     if isinstance(info, inspect.LiteralType):
         return ", or ".join(map(str, info.values))
     if isinstance(info, inspect.EnumType):
-        return f"one of {', '.join(item.name.lower() for item in info.cls if isinstance(item, Enum))}"
+        return f"one of {', '.join(enum_words(info.cls))}"
     simple = {
         inspect.BoolType: "true or false",
         inspect.StrType: "text",

@@ -1,4 +1,4 @@
-"""A configuration as data that remembers where each value was written: in the file, by a flag, or under another name."""
+"""A configuration as data that remembers where each value was written: in the file, by a flag, under another name."""
 
 from __future__ import annotations
 
@@ -153,12 +153,11 @@ class Document:
     def _find(self, parts: tuple[str | int, ...]) -> tuple[bool, Any]:
         value = self.data
         for part in parts:
-            if isinstance(part, str) and isinstance(value, dict) and part in value:
-                value = value[part]
-            elif isinstance(part, int) and isinstance(value, list) and part < len(value):
-                value = value[part]
-            else:
+            in_mapping = isinstance(part, str) and isinstance(value, dict) and part in value
+            in_list = isinstance(part, int) and isinstance(value, list) and part < len(value)
+            if not (in_mapping or in_list):
                 return False, None
+            value = value[part]
         return True, value
 
     def _parent(self, parts: tuple[str | int, ...], *, create: bool) -> Any:

@@ -72,7 +72,9 @@ def _from_environment(name: str, default: str | None, environment: Mapping[str, 
     return scalar(default)
 
 
-def _reference(document: Document, name: str, environment: Mapping[str, str], seen: tuple[str, ...]) -> tuple[Any, bool]:
+def _reference(
+    document: Document, name: str, environment: Mapping[str, str], seen: tuple[str, ...]
+) -> tuple[Any, bool]:
     if name in seen:
         raise _Unresolved(f"refers to itself: {' -> '.join((*seen, name))}.")
     found, value = document.get(name)

@@ -76,7 +76,8 @@ def apply_overrides(document: Document, overrides: Sequence[Override]) -> Iterat
         except ConfigError as error:
             yield from error.problems
         except KeyError as error:
-            yield _problem(override, f"there is no {error.args[0]} to put this into.", _lengths(document, override.path))
+            message = f"there is no {error.args[0]} to put this into."
+            yield _problem(override, message, _lengths(document, override.path))
 
 
 def read_value(override: Override) -> Any:

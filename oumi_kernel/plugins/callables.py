@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ def component_from_callable(target: Callable[..., Any], family: str, name: str, 
     """Wrap a bare callable as a component of `family`.
 
     A dataset is called with its parameters and returns an iterable of rows. A metric is either a function
-    `metric(predictions, labels, **parameters) -> float`, called per batch with int64 tensors (tokens,) of the supervised
-    positions, whose results are averaged by tokens; or a class with `update(batch)` and `compute()`.
+    `metric(predictions, labels, **parameters) -> float`, called per batch with int64 tensors (tokens,) of the
+    supervised positions, whose results are averaged by tokens; or a class with `update(batch)` and `compute()`.
 
     Raises:
         PluginError: The signature cannot be typed, or a metric class lacks `update` or `compute`.
@@ -100,15 +101,16 @@ def _signature(target: Callable[..., Any], label: str) -> inspect.Signature:
 
 
 def _params(signature: inspect.Signature, *, skip: Sequence[str], label: str, name: str) -> type[Params]:
-    fields: list[Any] = []
+    namespace: dict[str, Any] = {"__annotations__": {}, "__module__": __name__}
     for parameter in signature.parameters.values():
         if parameter.name in skip:
             continue
         annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
-        default = msgspec.NODEFAULT if parameter.default is parameter.empty else parameter.default
-        fields.append((parameter.name, annotation, _field(default)))
+        namespace["__annotations__"][parameter.name] = annotation
+        if parameter.default is not parameter.empty:
+            namespace[parameter.name] = _field(parameter.default)
     try:
-        return msgspec.defstruct(f"{name}_params", fields, bases=(Params,), kw_only=True, frozen=True)  # pyright: ignore
+        return types.new_class(f"{name}_params", (Params,), {}, lambda body: body.update(namespace))
     except (TypeError, ValueError) as error:
         raise PluginError(f"{label}: its parameters cannot be typed: {error}.") from error
 

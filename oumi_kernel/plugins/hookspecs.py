@@ -15,8 +15,6 @@ from oumi_kernel.component import hookspec
 from oumi_kernel.config import DatasetParams, DatasetSplitParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
 
-# ruff: noqa: D417 - the arguments are the same everywhere; the module's docstring says them once
-
 
 class BuildHooks:
     """Addressed hooks: the selected component answers, nobody else is asked."""

@@ -144,7 +144,8 @@ class Kernel:
             methods = [name for name in dir(kind) if not name.startswith("_") or name == "__call__"]
             missing = ", ".join(name for name in methods if not hasattr(result, name))
             found = f"a {type(result).__name__}" + (f", which lacks {missing}" if missing else "")
-            raise PluginError(f"{describe(active.selected.entry)}: {hook} returned {found}; expected a {kind.__name__}.")
+            label = describe(active.selected.entry)
+            raise PluginError(f"{label}: {hook} returned {found}; expected a {kind.__name__}.")
         return result
 
     def _first_to(self, hook: str, **arguments: Any) -> None:

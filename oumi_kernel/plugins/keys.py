@@ -15,10 +15,7 @@ def value_at(config: Any, path: str) -> Any:
     """Return the value at a key such as `data.train.datasets[0].split`."""
     value = config
     for name, index in _PART.findall(path):
-        if index:
-            value = value[int(index)]
-        else:
-            value = value[name] if isinstance(value, dict) else getattr(value, name)
+        value = value[int(index)] if index else value[name] if isinstance(value, dict) else getattr(value, name)
     return value
 
 

@@ -106,8 +106,8 @@ class Manager:
     def attributed(self, hook: str = "", implementations: Sequence[Any] = ()) -> Iterator[None]:
         """Name the plugin whose code an exception passed through last.
 
-        An error that is meant for the user keeps its type and gets a note. Any other exception that a hook let out, or
-        that comes from the code of somebody else's distribution, becomes a `PluginError` with the exception as its cause.
+        An error that is meant for the user keeps its type and gets a note. Any other exception that a hook let out,
+        or that comes from somebody else's distribution, becomes a `PluginError` with the exception as its cause.
         """
         try:
             yield

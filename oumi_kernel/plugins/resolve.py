@@ -131,9 +131,8 @@ class _Resolver:
             self.problems.extend(error.problems)
             return
         except TypeError as error:  # msgspec cannot type the struct at all: the plugin's fault
-            self.problems.append(
-                self._problem("plugin", slot.path, f"the parameters of {entry.label}'s '{entry.name}' cannot be typed: {error}")
-            )
+            message = f"the parameters of {entry.label}'s '{entry.name}' cannot be typed: {error}"
+            self.problems.append(self._problem("plugin", slot.path, message))
             return
         selected = Selected(
             entry=entry, component=component, path=slot.path, params=params, kwargs_path=slot.kwargs_path
@@ -228,11 +227,13 @@ class _Resolver:
             self.warnings.append(self._problem("hub-name", slot.path, message, hint=hint, severity="warning"))
 
     def _report_unknown(self, slot: Slot) -> None:
-        noun, installed = FAMILIES[slot.family].noun, self.catalogue.names(slot.family)
-        listing = f"Installed: {', '.join(name for name in installed if name != DEFAULT)}." if installed else "None is installed."
+        noun = FAMILIES[slot.family].noun
+        installed = tuple(name for name in self.catalogue.names(slot.family) if name != DEFAULT)
+        listing = f"Installed: {', '.join(installed)}." if installed else "None is installed."
         if _is_known(slot) or not slot.path or slot.name == DEFAULT:
             message = f"{slot.name} needs a {noun} named '{normalise(slot.name)}'; none is installed."
-            self.unavailable.append(self._problem("not-installed", slot.path, message, hint=listing if installed else ""))
+            hint = listing if installed else ""
+            self.unavailable.append(self._problem("not-installed", slot.path, message, hint=hint))
             return
         close = difflib.get_close_matches(slot.name, installed, 1)
         hint = f"did you mean '{close[0]}'? {listing}" if close else listing

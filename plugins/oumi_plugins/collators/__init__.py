@@ -1,0 +1,1 @@
+"""Family collators: examples into batches."""

@@ -1,0 +1,1 @@
+"""Family datasets: where rows come from."""

@@ -1,0 +1,1 @@
+"""Family metrics: figures computed while evaluation runs."""

@@ -1,0 +1,1 @@
+"""Family models: tokenizers and models."""

@@ -1,0 +1,57 @@
+"""Models and tokenizers of transformers, from a folder or a hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from oumi_kernel import Component, hookimpl
+from oumi_kernel.config import ModelParams
+from oumi_kernel.contracts import Run
+
+
+class HF(Component):
+    """A causal language model and its tokenizer, loaded by transformers."""
+
+    unserved = {
+        "model.adapter_model": "no component loads adapters yet.",
+        "model.processor_kwargs": "no component builds processors of vision-language models yet.",
+        "model.shard_for_eval": "it is for evaluation harnesses.",
+        "model.tool_call_parser": "it is for inference engines.",
+        "model.chat_template_kwargs": "templates are rendered without further variables yet.",
+    }
+
+    @hookimpl
+    def oumi_build_tokenizer(self, params: ModelParams, run: Run) -> Any:
+        """Return the tokenizer with its chat template, length limit and padding token set."""
+        from oumi_plugins.models._tokenizer import build_tokenizer
+
+        return build_tokenizer(params, run)
+
+    @hookimpl
+    def oumi_build_model(self, params: ModelParams, tokenizer: Any, arguments: Mapping[str, Any], run: Run) -> Any:
+        """Return the model on the CPU, with frozen layers frozen."""
+        from oumi_plugins.models._model import build_model
+
+        return build_model(params, tokenizer, arguments, run)
+
+    @hookimpl
+    def oumi_save_model(
+        self, model: Any, state: Callable[[], Mapping[str, Any] | None], tokenizer: Any, directory: Path, run: Run
+    ) -> bool:
+        """Write a folder that `AutoModelForCausalLM.from_pretrained` opens, and check what was written."""
+        from oumi_plugins.models._saving import save_model
+
+        weights = state()
+        if run.world.is_main:
+            save_model(model, weights, tokenizer, directory)
+        return True
+
+    @hookimpl
+    def oumi_load_weights(self, model: Any, directory: Path) -> bool:
+        """Read the weights of such a folder back into the model, every one of them."""
+        from oumi_plugins.models._saving import load_weights
+
+        load_weights(model, directory)
+        return True

@@ -1,0 +1,1 @@
+"""Family schedulers: learning rate schedules."""

@@ -1,0 +1,1 @@
+"""Family strategies: how a step is done on the hardware at hand."""

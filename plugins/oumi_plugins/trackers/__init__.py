@@ -1,0 +1,1 @@
+"""Family trackers: where figures go."""

@@ -1,0 +1,1 @@
+"""Family trainers: training methods and the loop that they share."""
