@@ -1,0 +1,36 @@
+"""Adam, with weight decay as part of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from oumi_kernel import Component, Params, hookimpl
+from oumi_kernel.contracts import Run
+
+
+class AdamParams(Params):
+    """Further parameters of Adam."""
+
+    amsgrad: bool = False
+    """Whether to divide by the largest second moment so far (AMSGrad)."""
+
+
+class Adam(Component):
+    """Adam (arXiv 1412.6980), as torch.optim.Adam."""
+
+    params_type = AdamParams
+
+    @hookimpl
+    def oumi_build_optimizer(self, params: AdamParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:
+        """Return the optimizer."""
+        import torch
+
+        training = run.config.training
+        return torch.optim.Adam(
+            groups,
+            lr=training.learning_rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            eps=training.adam_epsilon,
+            amsgrad=params.amsgrad,
+        )

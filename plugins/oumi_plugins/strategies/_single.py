@@ -1,0 +1,137 @@
+"""Placement, precision, clipping and stepping in one process."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from oumi_kernel import CheckpointError, ConfigError, Problem
+from oumi_kernel.config import MixedPrecisionDtype
+from oumi_kernel.contracts import Prepared, Run
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+TENSORS = "optimizer.safetensors"
+SCALARS = "optimizer.json"
+SCHEDULE = "scheduler.json"
+
+
+class SingleStrategy:
+    """How a step is done by one process (see `oumi_kernel.contracts.Strategy`)."""
+
+    def __init__(self, run: Run) -> None:
+        self._training = run.config.training
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = self._training.mixed_precision_dtype
+        if precision is MixedPrecisionDtype.FP16 and self.device.type == "cpu":
+            message = "fp16 needs a GPU; this machine has none."
+            path = "training.mixed_precision_dtype"
+            raise ConfigError(Problem(code="not-served", path=path, message=message, hint="Use bf16 or none."))
+        dtypes = {MixedPrecisionDtype.BF16: torch.bfloat16, MixedPrecisionDtype.FP16: torch.float16}
+        self._dtype = dtypes.get(precision)
+        self._scaler = torch.amp.GradScaler(enabled=precision is MixedPrecisionDtype.FP16)
+        self._prepared = Prepared(model=None, optimizer=None, scheduler=None)
+
+    def setup(self) -> None:
+        """Seed everything random, and ask for deterministic algorithms where the configuration does."""
+        seed = self._training.seed
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global state
+        torch.manual_seed(seed)
+        deterministic = self._training.use_deterministic or self._training.full_determinism
+        torch.use_deterministic_algorithms(deterministic)
+
+    def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
+        """Move the model to the device, then build the optimizer over its parameters there."""
+        model.to(self.device)
+        optimizer, scheduler = build(model)
+        self._prepared = Prepared(model=model, optimizer=optimizer, scheduler=scheduler)
+        return self._prepared
+
+    def place(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the batch on the device."""
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Return autocast to the mixed precision, or nothing."""
+        return torch.autocast(self.device.type, dtype=self._dtype) if self._dtype else nullcontext()
+
+    def backward_context(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Return nothing: there is nobody to exchange gradients with."""
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of the loss."""
+        self._scaler.scale(loss).backward()
+
+    def step(self, max_norm: float | None) -> torch.Tensor:
+        """Clip, step and clear; returns the gradient's norm before clipping."""
+        model, optimizer = self._prepared.model, self._prepared.optimizer
+        self._scaler.unscale_(optimizer)
+        parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        limit = float("inf") if max_norm is None else max_norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        self._prepared.scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values: they are the sum already."""
+        return values
+
+    def full_state(self, model: Any) -> Mapping[str, Any]:
+        """Return the model's weights."""
+        return model.state_dict()
+
+    def save(self, directory: Path) -> None:
+        """Write optimizer, schedule and loss scale: tensors as safetensors, the rest as JSON."""
+        state = self._prepared.optimizer.state_dict()
+        tensors: dict[str, torch.Tensor] = {}
+        scalars: dict[str, dict[str, Any]] = {}
+        for index, values in state["state"].items():
+            for key, value in values.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{index}.{key}"] = value.contiguous()
+                else:
+                    scalars.setdefault(str(index), {})[key] = value
+        save_file(tensors, directory / TENSORS)
+        record = {"state": scalars, "param_groups": state["param_groups"], "scaler": self._scaler.state_dict()}
+        (directory / SCALARS).write_text(json.dumps(record))
+        (directory / SCHEDULE).write_text(json.dumps(self._prepared.scheduler.state_dict()))
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote."""
+        optimizer = self._prepared.optimizer
+        try:
+            tensors = load_file(directory / TENSORS)
+            record = json.loads((directory / SCALARS).read_bytes())
+            schedule = json.loads((directory / SCHEDULE).read_bytes())
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"the optimizer's state in {directory} cannot be read: {error}") from error
+        state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in record["state"].items()}
+        for name, tensor in tensors.items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+        now = optimizer.state_dict()["param_groups"]
+        groups = [_like(saved, current) for saved, current in zip(record["param_groups"], now, strict=False)]
+        if [group.get("param_names") for group in groups] != [group.get("param_names") for group in now]:
+            raise CheckpointError(f"the optimizer's state in {directory} is that of other parameters.")
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self._prepared.scheduler.load_state_dict(schedule)
+        self._scaler.load_state_dict(record["scaler"])
+
+    def close(self) -> None:
+        """Do nothing: there is no process group."""
+
+
+def _like(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """Return saved settings with the lists of JSON as the tuples that they were."""
+    return {key: tuple(value) if isinstance(current.get(key), tuple) else value for key, value in saved.items()}

@@ -1,0 +1,19 @@
+"""One process on one device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oumi_kernel import Component, hookimpl
+from oumi_kernel.contracts import Run, Strategy
+
+
+class Single(Component):
+    """Trains in this process, on the GPU if there is one, else on the CPU."""
+
+    @hookimpl
+    def oumi_build_strategy(self, params: Any, run: Run) -> Strategy:
+        """Return the strategy."""
+        from oumi_plugins.strategies._single import SingleStrategy
+
+        return SingleStrategy(run)

@@ -1,0 +1,138 @@
+"""What supervised fine-tuning adds to the loop: its examples and its loss."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from oumi_kernel import DataError
+from oumi_kernel.config import TrainTarget
+from oumi_kernel.contracts import Plan, Row, Run, Session, Summary
+from oumi_plugins.trainers._conversations import Renderer
+from oumi_plugins.trainers._loop import Loop
+from oumi_plugins.trainers._parameters import parameter_groups
+from oumi_plugins.trainers.sft import SftParams
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+_log = logging.getLogger("oumi_plugins.trainers.sft")
+IGNORE = -100
+SANE_LENGTH = 1_000_000
+MAX_DROPPED = 0.01
+
+
+class SftTrainer:
+    """Supervised fine-tuning (see `oumi_kernel.contracts.Trainer`)."""
+
+    def __init__(self, params: SftParams, tokenizer: Any, run: Run) -> None:
+        self._params, self._tokenizer, self._run = params, tokenizer, run
+        ignore = run.config.training.label_ignore_index
+        self._ignore = IGNORE if ignore is None else ignore
+
+    def prepare(self, split: str, rows: Sequence[Row], target: TrainTarget) -> Sequence[dict[str, list[int]]]:
+        """Return examples: `input_ids` and `labels`, lists of equal length, labels not shifted."""
+        limit = self._limit()
+        render: Renderer | None = None
+        examples: list[dict[str, list[int]]] = []
+        dropped: Counter[str] = Counter()
+        shortest: list[int] = []
+        for index, row in enumerate(rows):
+            place = f"data.{split}, row {index}"
+            if "messages" in row:
+                render = render or Renderer(self._tokenizer, target)
+                ids, mask = render(row, place)
+            else:
+                ids, mask = self._plain(row, place)
+            if not any(mask[1:]):  # nothing predicts the first token
+                dropped["no supervised token"] += 1
+            elif not any(mask[1:limit]):
+                dropped[f"no supervised token within {limit} tokens"] += 1
+                shortest.append(mask.index(True, 1) + 1)
+            else:
+                labels = [token if kept else self._ignore for token, kept in zip(ids, mask, strict=True)]
+                examples.append({"input_ids": ids[:limit], "labels": labels[:limit]})
+        self._report(split, len(rows), examples, dropped, shortest)
+        return examples
+
+    def plan(self, examples: Mapping[str, Sequence[Any]]) -> Plan:
+        """Return the number of optimizer steps; the last window of an epoch may be smaller and counts."""
+        training = self._run.config.training
+        count = len(examples["train"])
+        batch = training.per_device_train_batch_size
+        per_epoch = math.ceil(math.ceil(count / batch) / training.gradient_accumulation_steps)
+        by_epochs = math.ceil(per_epoch * training.num_train_epochs)
+        return Plan(
+            total_steps=training.max_steps if training.max_steps > 0 else by_epochs,
+            steps_per_epoch=per_epoch,
+            examples=count,
+            effective_batch_size=batch * training.gradient_accumulation_steps,
+        )
+
+    def parameter_groups(self, model: nn.Module) -> Sequence[dict[str, Any]]:
+        """Return the groups of the trainable parameters."""
+        return parameter_groups(model, self._run.config.training.weight_decay)
+
+    def train(self, session: Session) -> Summary:
+        """Run the loop."""
+        return Loop(session, self, self._params.save_total_limit).train()
+
+    def evaluate(self, session: Session) -> Mapping[str, float]:
+        """Evaluate the validation split."""
+        return Loop(session, self, None).evaluate()
+
+    def count(self, batch: Mapping[str, torch.Tensor]) -> int:
+        """Return the supervised positions of a batch that is still on the host."""
+        return int((batch["labels"][:, 1:] != self._ignore).sum())
+
+    def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the sum of the negative log-likelihoods of the supervised tokens, in nats, float32."""
+        losses, _, _ = self.token_losses(model, batch)
+        return losses.sum()
+
+    def token_losses(
+        self, model: nn.Module, batch: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return (losses float32, predictions int64, labels int64) of the supervised positions, each (tokens,)."""
+        logits_BTV = model(  # noqa: N806 - B batch, T tokens, V vocabulary
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).logits
+        labels_BT = batch["labels"][:, 1:]  # noqa: N806
+        supervised = labels_BT != self._ignore
+        logits, labels = logits_BTV[:, :-1][supervised].float(), labels_BT[supervised]
+        return F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1), labels
+
+    def _limit(self) -> int:
+        own, model = self._params.max_length, self._run.config.model.model_max_length
+        tokenizer = self._tokenizer.model_max_length
+        return own or model or (tokenizer if tokenizer < SANE_LENGTH else SANE_LENGTH)
+
+    def _plain(self, row: Row, place: str) -> tuple[list[int], list[bool]]:
+        if "input_ids" in row:
+            ids = list(row["input_ids"])
+            labels = row.get("labels")
+            return ids, [True] * len(ids) if labels is None else [label != self._ignore for label in labels]
+        if not isinstance(row.get("text"), str):
+            keys = ", ".join(map(str, row))
+            raise DataError(f"{place}: a row with the keys {keys} cannot be trained on; it needs messages or text.")
+        ids = self._tokenizer(row["text"])["input_ids"]
+        end = self._tokenizer.eos_token_id
+        if end is not None and (not ids or ids[-1] != end):
+            ids = [*ids, end]
+        return ids, [True] * len(ids)
+
+    def _report(
+        self, split: str, rows: int, examples: Sequence[Any], dropped: Counter[str], shortest: list[int]
+    ) -> None:
+        if not examples:
+            smallest = f"; the smallest limit that keeps a row is {min(shortest)}" if shortest else ""
+            raise DataError(
+                f"data.{split}: 0 of {rows} rows have a supervised token after truncation "
+                f"(max_length={self._limit()}{smallest}). Raise model.model_max_length, or check train_target."
+            )
+        for reason, count in dropped.items():
+            level = logging.WARNING if count > MAX_DROPPED * rows else logging.INFO
+            _log.log(level, "data.%s: %d of %d rows dropped: %s", split, count, rows, reason)

@@ -1,0 +1,58 @@
+"""Supervised fine-tuning: next-token prediction on conversations or text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oumi_kernel import Component, Params, hookimpl
+from oumi_kernel.contracts import Run, Trainer
+from oumi_kernel.schema import PositiveInt
+
+_NOT_YET = "no component does this yet."
+
+
+class SftParams(Params):
+    """Parameters of the trainer `sft`."""
+
+    max_length: PositiveInt | None = None
+    """Longest example, in tokens; longer ones are cut. Null: `model.model_max_length`."""
+
+    save_total_limit: PositiveInt | None = None
+    """Newest checkpoints to keep. Null: all."""
+
+
+class Sft(Component):
+    """Supervised fine-tuning: the mean negative log-likelihood of the supervised tokens of each optimizer step."""
+
+    params_type = SftParams
+    unserved = {
+        "data.*.pack": "packing is not there yet.",
+        "data.*.stream": "streams are not there yet.",
+        "data.*.target_col": "packing is not there yet.",
+        "data.*.use_torchdata": "batches come from torch's own loader.",
+        "data.test.datasets": "only train and validation are used.",
+        "data.*.datasets[].transform_num_workers": "rows are prepared in one process.",
+        "training.grpo": "it is for GRPO trainers.",
+        "training.gkd": "it is for the GKD trainer.",
+        "training.gold": "it is for the GOLD trainer.",
+        "training.verl_config_overrides": "it is for verl.",
+        "training.reward_function_kwargs": "it is for GRPO trainers.",
+        "training.profiler": _NOT_YET,
+        "training.telemetry": _NOT_YET,
+        "training.include_performance_metrics": _NOT_YET,
+        "training.include_alternative_mfu_metrics": _NOT_YET,
+        "training.log_examples": _NOT_YET,
+    }
+    without_effect = {
+        "data.*.datasets[].shuffle_buffer_size": "datasets are shuffled whole.",
+        "training.ddp_find_unused_parameters": "there is one process.",
+        "training.nccl_default_timeout_minutes": "there is one process.",
+        "training.dataloader_main_process_only": "there is one process.",
+    }
+
+    @hookimpl
+    def oumi_build_trainer(self, params: SftParams, tokenizer: Any, run: Run) -> Trainer:
+        """Return the training method."""
+        from oumi_plugins.trainers._sft import SftTrainer
+
+        return SftTrainer(params, tokenizer, run)
