@@ -271,5 +271,3 @@ class Trainer(Protocol):
     def evaluate(self, session: Session) -> Mapping[str, float]:
         """Return figures of the validation split, `eval_loss` among them: sum of token losses over their count."""
         ...
-
-

@@ -133,4 +133,3 @@ def _report_failure(kernel: Kernel, run: Run, error: BaseException) -> None:
         write_json(run.output_dir / "failure.json", record)
     except OumiError as second:
         error.add_note(f"While this was reported: {second}")
-

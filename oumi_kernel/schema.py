@@ -8,7 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, dataclass_transform
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +23,7 @@ NonNegativeFloat = Annotated[float, Meta(ge=0, le=FINITE)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class _ParamsMeta(msgspec.StructMeta):
     """Make every subclass keyword-only: msgspec does not inherit that setting."""
 

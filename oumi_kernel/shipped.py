@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 from pathlib import Path
 
 from oumi_kernel.errors import ConfigError, Problem
 
-_PACKAGE = Path(__file__).parent
+_MARK = "share/oumi-kernel/configs/"
 
 
 def shipped_configs() -> Path:
-    """Return the folder of shipped configurations: inside an installed package, beside it in a checkout."""
-    installed = _PACKAGE / "shipped_configs"
-    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+    """Return the folder of shipped configurations: beside the package in a checkout, else where pip put them."""
+    checkout = Path(__file__).parent.parent / "configs"
+    if checkout.is_dir():
+        return checkout
+    for file in importlib.metadata.files("oumi-kernel") or ():
+        if _MARK in file.as_posix():
+            above = str(file.locate()).partition(_MARK)[0]
+            return Path(above).resolve() / _MARK
+    return checkout
 
 
 def find_config(name: str) -> Path:

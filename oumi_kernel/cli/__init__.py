@@ -48,7 +48,9 @@ def _guarded(words: list[str]) -> int:
         import traceback
 
         traceback.print_exc()
-        sys.stderr.write("This is a bug in oumi-kernel or a plugin, not in what you wrote. Please report the lines above.\n")
+        sys.stderr.write(
+            "This is a bug in oumi-kernel or a plugin, not in what you wrote. Please report the lines above.\n"
+        )
         return 1
     return code
 

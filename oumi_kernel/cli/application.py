@@ -10,7 +10,10 @@ from oumi_kernel.cli.commands import COMMANDS, GROUPS, Command
 from oumi_kernel.loading import split_overrides
 
 _ABOUT = "Fine-tune language models from one YAML file. Everything that trains is a plugin."
-_START = "Start here:\n  oumi run quickstart          train a tiny model in under two minutes\n  oumi COMMAND --help         what a command takes"
+_START = (
+    "Start here:\n  oumi run quickstart          train a tiny model in under two minutes\n"
+    "  oumi COMMAND --help         what a command takes"
+)
 _KEYS = (
     "Any configuration key is an option too: --training.learning_rate 5e-5, --training.compile, "
     "--no-training.compile, --data.train.datasets[0].split=test. 'oumi config explain KEY' says what it means."
@@ -31,7 +34,11 @@ def application() -> App:
         *parents, name = command.words
         parent = groups[parents[0]] if parents else app
         parent.command(
-            command.target, name=name, help=command.summary, usage=f"Usage: {command.usage}", help_epilogue=_epilogue(command)
+            command.target,
+            name=name,
+            help=command.summary,
+            usage=f"Usage: {command.usage}",
+            help_epilogue=_epilogue(command),
         )
     return app
 

@@ -134,7 +134,7 @@ COMMANDS = (
         usage="oumi completion bash|zsh|fish",
         examples=(
             'eval "$(oumi completion bash)"',
-            'source <(oumi completion zsh)',
+            "source <(oumi completion zsh)",
             "oumi completion fish | source",
         ),
         argument="shell",

@@ -62,7 +62,9 @@ def _next_words(before: Sequence[str]) -> Iterable[str]:
 def _open_option(before: Sequence[str]) -> str:
     """Return the option that waits for its value at the cursor, or nothing."""
     last = before[-2] if before[-1:] == ["="] and len(before) > 1 else before[-1]
-    return last if last.startswith("-") and "=" not in last and not last.startswith("--no-") and last != "--help" else ""
+    return (
+        last if last.startswith("-") and "=" not in last and not last.startswith("--no-") and last != "--help" else ""
+    )
 
 
 def _values(command: Command, option: str) -> Iterable[str]:

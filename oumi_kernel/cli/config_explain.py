@@ -60,7 +60,9 @@ def explain(
     found, owner = _find(path, view)
     lines = _section(found, path, view) if found.struct and not found.repeated else _value(found, path, view)
     sys.stdout.write(f"{path}\n")
-    sys.stdout.write("".join(f"  {line}\n" for line in (*found.doc.splitlines(), *([owner] if owner else []), "", *lines)))
+    sys.stdout.write(
+        "".join(f"  {line}\n" for line in (*found.doc.splitlines(), *([owner] if owner else []), "", *lines))
+    )
 
 
 def _view(config: str | None, overrides: Sequence[Override], plugins: Sequence[str]) -> View:
@@ -99,7 +101,9 @@ def _find(path: str, view: View) -> tuple[Key, str]:
         table = table | inner
     if pattern in table:
         return table[pattern], ""
-    raise ConfigError(Problem(code="unknown-key", path=path, message="there is no such key.", hint=_hint(pattern, table)))
+    raise ConfigError(
+        Problem(code="unknown-key", path=path, message="there is no such key.", hint=_hint(pattern, table))
+    )
 
 
 def _hint(pattern: str, table: dict[str, Key]) -> str:

@@ -10,7 +10,10 @@ from cyclopts import Parameter
 
 from oumi_kernel.loading import Override
 
-MODELINE = "# yaml-language-server: $schema=oumi.schema.json\n# (editors then check and complete it: oumi config schema > oumi.schema.json)\n"
+MODELINE = (
+    "# yaml-language-server: $schema=oumi.schema.json\n"
+    "# (editors then check and complete it: oumi config schema > oumi.schema.json)\n"
+)
 
 
 def show(

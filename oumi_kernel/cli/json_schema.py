@@ -85,7 +85,9 @@ def _enum(cls: type[Enum]) -> Schema:
     words += list(getattr(cls, "__aliases__", {}))
     cases = [case(word) for word in words for case in (str.lower, str.upper)]
     spellings = dict.fromkeys(other for word in cases for other in (word, word.replace("_", "-")))
-    numbers = [member.value for member in cls if isinstance(member.value, int)] + [int(w) for w in words if w.isdecimal()]
+    numbers = [member.value for member in cls if isinstance(member.value, int)] + [
+        int(w) for w in words if w.isdecimal()
+    ]
     doc = (cls.__doc__ or "").strip()
     return {"description": doc, "enum": [*spellings, *dict.fromkeys(numbers)]}
 

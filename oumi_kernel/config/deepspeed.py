@@ -157,4 +157,7 @@ class DeepSpeedParams(Params):
         if self.offload_param and self.zero_stage is not ZeroStage.ZERO_3:
             yield "offload_param", "parameters can leave the GPU only with zero_stage: ZERO_3."
         if self.offload_optimizer and self.zero_stage is ZeroStage.ZERO_0:
-            yield "offload_optimizer", "optimizer state can leave the GPU only with zero_stage ZERO_1, ZERO_2 or ZERO_3."
+            yield (
+                "offload_optimizer",
+                "optimizer state can leave the GPU only with zero_stage ZERO_1, ZERO_2 or ZERO_3.",
+            )

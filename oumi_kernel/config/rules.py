@@ -68,9 +68,13 @@ def every_split_has_the_same_collator(config: TrainingConfig) -> Iterator[Proble
         if name == "train" or split.collator_name is None:
             continue
         if train is None:
-            yield _error(path, "a collator must also be named on the train split.", hint="Set data.train.collator_name.")
+            yield _error(
+                path, "a collator must also be named on the train split.", hint="Set data.train.collator_name."
+            )
         elif split.collator_name.lower() != train.lower():
-            yield _error(path, f"'{split.collator_name}' differs from the train split's '{train}'; one collator serves all.")
+            yield _error(
+                path, f"'{split.collator_name}' differs from the train split's '{train}'; one collator serves all."
+            )
 
 
 def the_model_is_compiled_by_training(config: TrainingConfig) -> Iterator[Problem]:

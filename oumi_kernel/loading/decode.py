@@ -156,9 +156,7 @@ class _Walk:
         """Note a problem at a key or its value."""
         place = self.document.key_place(path) if at_key else self.document.place(path)
         owner = self.distribution
-        self.problems.append(
-            Problem(code=code, path=path, message=message, hint=hint, place=place, distribution=owner)
-        )
+        self.problems.append(Problem(code=code, path=path, message=message, hint=hint, place=place, distribution=owner))
 
 
 def _struct_in(type_: Any) -> type[Any] | None:

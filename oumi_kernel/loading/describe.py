@@ -6,7 +6,6 @@ import difflib
 from enum import Enum
 from typing import Any
 
-
 from msgspec import inspect
 
 SHOWN = 60
@@ -129,5 +128,3 @@ def _bounds(info: Any) -> str:
 
 def _plural(noun: str) -> str:
     return {"a mapping": "mappings", "a whole number": "whole numbers", "a number": "numbers"}.get(noun, noun)
-
-

@@ -39,9 +39,7 @@ class BuildHooks:
         """
 
     @hookspec(firstresult=True)
-    def oumi_build_collator(
-        self, params: Any, tokenizer: Any, split: DatasetSplitParams, run: Run
-    ) -> Collator | None:
+    def oumi_build_collator(self, params: Any, tokenizer: Any, split: DatasetSplitParams, run: Run) -> Collator | None:
         """Family `collators`: return what turns examples into a batch."""
 
     @hookspec(firstresult=True)

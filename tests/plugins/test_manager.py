@@ -72,7 +72,9 @@ def test_a_foreign_exception_becomes_a_plugin_error_with_its_cause() -> None:
 
     manager = Manager()
     active = manager.activate(select(Broken))
-    with pytest.raises(PluginError, match=r"dataset 'broken' \(oumi-zoo 1.0: zoo:Thing\), hook oumi_load_dataset") as caught:
+    with pytest.raises(
+        PluginError, match=r"dataset 'broken' \(oumi-zoo 1.0: zoo:Thing\), hook oumi_load_dataset"
+    ) as caught:
         load(manager, active)
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -96,7 +98,7 @@ def test_a_misspelt_hook_is_an_error_with_the_nearest_name() -> None:
         def oumi_load_datasets(self):
             return []
 
-    with pytest.raises(PluginError, match="oumi_load_datasets, which is no hook. Did you mean oumi_load_dataset"):
+    with pytest.raises(PluginError, match=r"oumi_load_datasets, which is no hook\. Did you mean oumi_load_dataset"):
         Manager().activate(select(Misspelt))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import datasets
+
 from oumi_kernel import DataError
 from oumi_kernel.config import DatasetParams
 from oumi_kernel.contracts import Row, Run
@@ -48,7 +49,7 @@ def load_rows(params: HubParams, dataset: DatasetParams, run: Run) -> Sequence[R
             table = table[dataset.split] if isinstance(table, datasets.DatasetDict) else table
         else:
             table = datasets.load_dataset(name, dataset.subset, split=dataset.split, revision=params.revision)
-    except Exception as error:  # noqa: BLE001 - the library raises a dozen unrelated types for a dataset not to be had
+    except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         folder = " A local file is read by dataset_name: text_sft." if Path(name).exists() else ""
         raise DataError(

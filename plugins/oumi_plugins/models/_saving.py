@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from oumi_kernel import CheckpointError
 from safetensors import SafetensorError, safe_open
 from torch import nn
+
+from oumi_kernel import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

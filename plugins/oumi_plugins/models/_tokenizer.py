@@ -7,10 +7,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
 from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 TEMPLATES = Path(__file__).parent / "chat_templates"
 
@@ -85,7 +86,13 @@ def _refuse_unknown_arguments(tokenizer: PreTrainedTokenizerBase, params: ModelP
     for cls in type(tokenizer).__mro__:
         if cls is not object:
             known |= set(inspect.signature(cls.__init__).parameters) - {"self", "args", "kwargs"}
-    known |= {"padding_side", "truncation_side", "model_max_length", "model_input_names", "clean_up_tokenization_spaces"}
+    known |= {
+        "padding_side",
+        "truncation_side",
+        "model_max_length",
+        "model_input_names",
+        "clean_up_tokenization_spaces",
+    }
     for name in params.tokenizer_kwargs:
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known), 1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import get_scheduler
+
 from oumi_kernel import dump
 from oumi_kernel.config.derived import warmup_steps
 from oumi_kernel.contracts import Run
 from oumi_kernel.schema import Params
-from transformers import get_scheduler
 
 
 class OnEvaluation:

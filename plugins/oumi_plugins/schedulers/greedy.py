@@ -32,7 +32,7 @@ class GreedyParams(Params):
 
 
 class Greedy(Component):
-    """Raises the learning rate while the evaluation loss falls, lowers it when it does not. Needs a validation split."""
+    """Raises the learning rate while the evaluation loss falls, else lowers it. Needs a validation split."""
 
     params_type = GreedyParams
     unserved = NO_WARMUP

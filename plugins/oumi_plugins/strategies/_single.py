@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
 from oumi_kernel import CheckpointError, ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.contracts import Prepared, Run
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 TENSORS = "optimizer.safetensors"
 SCALARS = "optimizer.json"
@@ -42,7 +43,7 @@ class SingleStrategy:
         """Seed everything random, and ask for deterministic algorithms where the configuration does."""
         seed = self._training.seed
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global state
+        np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         deterministic = self._training.use_deterministic or self._training.full_determinism
         torch.use_deterministic_algorithms(deterministic)

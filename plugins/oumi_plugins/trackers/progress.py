@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from oumi_kernel import Component, hookimpl
@@ -34,9 +35,10 @@ class Progress(Component):
         self._plan, self._started, self._first_step = plan, time.monotonic(), step
         if run.world.is_main and self._console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-            self._bar = Bar(*columns, TimeRemainingColumn(), console=self._console)
-            self._task = self._bar.add_task("", total=plan.total_steps, completed=step)
-            self._bar.start()
+            bar = Bar(*columns, TimeRemainingColumn(), console=self._console)
+            self._task = bar.add_task("", total=plan.total_steps, completed=step)
+            bar.start()
+            self._bar = bar
 
     @hookimpl
     def oumi_step_end(self, run: Run, record: StepRecord) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from oumi_kernel import CheckpointError
-from oumi_kernel.contracts import Session
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from oumi_kernel import CheckpointError
+from oumi_kernel.contracts import Session
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
@@ -164,7 +165,7 @@ def _sync(path: Path) -> None:
 
 def _save_random_state(folder: Path) -> None:
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global state is what is saved
+    name, keys, position, has_gauss, cached = np.random.get_state()
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
@@ -181,7 +182,7 @@ def _load_random_state(folder: Path) -> None:
         random.setstate((version, tuple(numbers), gauss))
         name, position, has_gauss, cached = record["numpy"]
         keys = tensors["numpy"].numpy().astype(np.uint32)
-        np.random.set_state((name, keys, position, has_gauss, cached))  # noqa: NPY002
+        np.random.set_state((name, keys, position, has_gauss, cached))
         torch.set_rng_state(tensors["torch"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"the random state in {folder} cannot be read: {error}") from error

@@ -16,14 +16,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
 from oumi_kernel import NumericsError, OutOfMemoryError, StopRequested
 from oumi_kernel.config import Moments
 from oumi_kernel.contracts import Session, StepRecord, Summary
 from oumi_plugins.trainers._checkpoint import Checkpoints, Progress
 from oumi_plugins.trainers._order import OrderedBatches
 from oumi_plugins.trainers._signals import stop_signals
-from torch import nn
-from torch.utils.data import DataLoader
 
 _log = logging.getLogger("oumi_plugins.trainers.loop")
 Batch = Mapping[str, torch.Tensor]

@@ -1,4 +1,4 @@
-"""The order in which examples are seen: a pure function of (seed, epoch), so that going on from a step is arithmetic."""
+"""The order in which examples are seen: a pure function of (seed, epoch), so that resuming is arithmetic."""
 
 from __future__ import annotations
 

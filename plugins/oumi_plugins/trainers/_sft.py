@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
 from oumi_kernel import DataError
 from oumi_kernel.config import TrainTarget
 from oumi_kernel.contracts import Plan, Row, Run, Session, Summary
@@ -16,8 +19,6 @@ from oumi_plugins.trainers._conversations import Renderer
 from oumi_plugins.trainers._loop import Loop
 from oumi_plugins.trainers._parameters import parameter_groups
 from oumi_plugins.trainers.sft import SftParams
-from torch import nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
 IGNORE = -100
