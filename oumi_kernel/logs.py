@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from oumi_kernel.contracts import Run
@@ -15,7 +15,7 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "py.warn
 
 
 @contextmanager
-def logging_to(run: Run) -> Iterator[None]:
+def logging_to(run: Run) -> Generator[None]:
     """Send log records of this process to its file, and those of rank 0 to stderr, while the run lasts.
 
     Raises:

@@ -119,7 +119,8 @@ class Document:
     def move(self, old: str, new: str, value: Any) -> None:
         """Set `new` to `value` as if it were written where `old` is, and take `old` out."""
         source, target = parse_path(old), parse_path(new)
-        for table in (self._places, self._keys, self._texts, self._flags):
+        tables: tuple[dict[tuple[str | int, ...], Any], ...] = (self._places, self._keys, self._texts, self._flags)
+        for table in tables:
             if source in table:
                 table[target] = table[source]
         self._notes[target] = old
@@ -151,11 +152,9 @@ class Document:
                 del table[key]
 
     def _find(self, parts: tuple[str | int, ...]) -> tuple[bool, Any]:
-        value = self.data
+        value: Any = self.data
         for part in parts:
-            in_mapping = isinstance(part, str) and isinstance(value, dict) and part in value
-            in_list = isinstance(part, int) and isinstance(value, list) and part < len(value)
-            if not (in_mapping or in_list):
+            if not _holds(value, part):
                 return False, None
             value = value[part]
         return True, value
@@ -175,3 +174,9 @@ class Document:
         if not fits:
             raise KeyError(format_path(parts))
         return value
+
+
+def _holds(value: Any, part: str | int) -> bool:
+    if isinstance(part, str):
+        return isinstance(value, dict) and part in value
+    return isinstance(value, list) and part < len(value)

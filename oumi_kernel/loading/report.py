@@ -25,9 +25,9 @@ def render_problems(problems: Sequence[Problem], form: Form = "text") -> str:
     return "\n".join(blocks)
 
 
-def _order(problem: Problem) -> tuple[bool, str, int, int]:
+def _order(problem: Problem) -> tuple[bool, bool, str, int, int]:
     place = problem.place or Place("")
-    return problem.severity == "warning", place.source, place.line, place.column
+    return problem.severity == "warning", problem.place is None, place.source, place.line, place.column
 
 
 def _text(problem: Problem) -> str:

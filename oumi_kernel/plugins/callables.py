@@ -68,7 +68,8 @@ def _metric(target: Callable[..., Any], name: str, label: str) -> type[Component
         @hookimpl
         def oumi_build_metric(self, params: Any, run: Run) -> Metric:
             arguments = msgspec.structs.asdict(params)
-            return target(**arguments) if is_class else _TokenMean(target, name, arguments)
+            metric: Any = target(**arguments) if is_class else _TokenMean(target, name, arguments)
+            return metric
 
     return CallableMetric
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -103,7 +103,7 @@ class Manager:
             _log.warning("%s failed in %s and is switched off: %s: %s", label, event, type(error).__name__, error)
 
     @contextmanager
-    def attributed(self, hook: str = "", implementations: Sequence[Any] = ()) -> Iterator[None]:
+    def attributed(self, hook: str = "", implementations: Sequence[Any] = ()) -> Generator[None]:
         """Name the plugin whose code an exception passed through last.
 
         An error that is meant for the user keeps its type and gets a note. Any other exception that a hook let out,

@@ -63,12 +63,11 @@ def _reader(params: HubParams, columns: list[str], name: str) -> Callable[[Mappi
         column = getattr(params, key)
         if column is not None and column not in columns:
             raise DataError(f"'{name}' has no column '{column}' ({key}); columns: {', '.join(columns)}.")
-    if params.messages_column:
-        return lambda row, place: conversation({"messages": row[params.messages_column]}, place)
-    if params.prompt_column and params.response_column:
-        return lambda row, place: conversation(
-            {"prompt": row[params.prompt_column], "completion": row[params.response_column]}, place
-        )
+    messages, prompt, response = params.messages_column, params.prompt_column, params.response_column
+    if messages:
+        return lambda row, place: conversation({"messages": row[messages]}, place)
+    if prompt and response:
+        return lambda row, place: conversation({"prompt": row[prompt], "completion": row[response]}, place)
     if params.text_column or (TEXT in columns and "messages" not in columns):
         return lambda row, place: {TEXT: row[params.text_column or TEXT]}
     known = ({"messages"}, {"conversation"}, {"conversations"}, {"instruction", "output"}, {"prompt", "completion"})

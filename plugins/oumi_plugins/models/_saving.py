@@ -1,34 +1,53 @@
-"""Writing a model folder, checking what was written, and reading it back."""
+"""Writing a model folder, opening it again to check it, and reading its weights back."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
+from transformers.utils import logging as library_logging
 
 from oumi_kernel import CheckpointError
+from oumi_plugins.models._generation import generation_settings
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+BROKEN = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
+"""What the library raises for a folder that it cannot read."""
 
 
-def save_model(model: Any, weights: Mapping[str, torch.Tensor] | None, tokenizer: Any, directory: Path) -> None:
-    """Write model, generation settings, tokenizer and chat template.
+def save_model(
+    model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any, directory: Path, *, use_cache: bool | None
+) -> None:
+    """Write model, generation settings, tokenizer and chat template, and open the folder again to check it.
+
+    Args:
+        model: The model; a wrapper that holds it as `module` is looked through.
+        weights: Name -> whole tensor, the model's own names.
+        tokenizer: The tokenizer, its chat template set.
+        directory: Where to write.
+        use_cache: What `config.use_cache` was before training switched it off.
 
     Raises:
-        CheckpointError: The folder cannot be written, or a tensor is missing from it or has another shape.
+        CheckpointError: The folder cannot be written, or the model cannot be read back from it.
     """
+    model = unwrapped(model)
+    trained_with = model.config.use_cache, model.generation_config
+    model.config.use_cache = trained_with[0] if use_cache is None else use_cache
+    model.generation_config = generation_settings(model, tokenizer)
     try:
-        model.save_pretrained(directory, state_dict=dict(weights) if weights is not None else None)
+        with _quiet():
+            model.save_pretrained(directory, state_dict=dict(weights))
         tokenizer.save_pretrained(directory)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write the model to {directory}: {error}") from error
-    _verify(model, directory)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        message = f"cannot write the model to {directory}: {error}. Free some space, or choose another output_dir."
+        raise CheckpointError(message) from error
+    finally:
+        model.config.use_cache, model.generation_config = trained_with
+    _read(model, directory, torch.device("meta"))
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:
@@ -37,55 +56,50 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     Raises:
         CheckpointError: A file is missing or damaged, or a weight is missing, unknown, or has another shape.
     """
-    with torch.no_grad():
-        targets = dict(model.state_dict(keep_vars=True))
-        for name, file in _files(directory).items():
-            if name not in targets:
-                raise CheckpointError(f"{file}: the model has no weight '{name}'.")
-            found = _tensor(file, name)
-            if found.shape != targets[name].shape:
-                shapes = f"{tuple(found.shape)}; the model's is {tuple(targets[name].shape)}"
-                raise CheckpointError(f"{file}: the weight '{name}' has shape {shapes}.")
-            targets[name].copy_(found)
-    _refuse_missing(model, directory)
-
-
-def _verify(model: nn.Module, directory: Path) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, file in _files(directory).items():
-        with safe_open(file, framework="pt") as reader:
-            found = tuple(reader.get_slice(name).get_shape())
-        if name in shapes and found != shapes[name]:
-            raise CheckpointError(f"{file}: '{name}' was written with shape {found} instead of {shapes[name]}.")
-    _refuse_missing(model, directory)
-
-
-def _refuse_missing(model: nn.Module, directory: Path) -> None:
-    """Refuse a folder that lacks a weight; tied weights are one storage, written once."""
-    written = set(_files(directory))
-    storages: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict().items():
-        storages.setdefault(tensor.data_ptr(), []).append(name)
-    missing = [names[0] for names in storages.values() if not written.intersection(names)]
-    if missing:
-        raise CheckpointError(f"{directory} lacks {len(missing)} weights of the model, among them '{missing[0]}'.")
-
-
-def _files(directory: Path) -> dict[str, Path]:
-    """Return weight name -> file."""
+    model = unwrapped(model)
+    found = _read(model, directory, None)
     try:
-        if (directory / INDEX).is_file():
-            index = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            return {name: directory / file for name, file in index.items()}
-        with safe_open(directory / SINGLE, framework="pt") as reader:
-            return dict.fromkeys(reader.keys(), directory / SINGLE)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{directory} holds no readable model: {error}") from error
+        model.load_state_dict(found.state_dict(), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"the model in {directory} is another one: {' '.join(str(error).split())}") from error
 
 
-def _tensor(file: Path, name: str) -> torch.Tensor:
+def unwrapped(model: Any) -> Any:
+    """Return the model that was built, without what a strategy put around it."""
+    while not hasattr(model, "save_pretrained") and hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def _read(model: Any, directory: Path, device: torch.device | None) -> nn.Module:
+    """Open a model folder as its users will, by the library that renames and fuses weights of some architectures.
+
+    On the device `meta` only names and shapes are read.
+    """
     try:
-        with safe_open(file, framework="pt") as reader:
-            return reader.get_tensor(name)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        with _quiet():
+            found, report = type(model).from_pretrained(
+                directory, dtype=model.dtype, device_map=device, output_loading_info=True
+            )
+    except BROKEN as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{directory} holds no readable model: {reason}") from error
+    for key, meaning in (("missing_keys", "lacks"), ("unexpected_keys", "has unknown")):
+        names = sorted(report[key])
+        if names:
+            raise CheckpointError(f"{directory} {meaning} {len(names)} weights, among them '{names[0]}'.")
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's bars and reports off the terminal; what is wrong is said by an error."""
+    bars, level = library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
+    library_logging.disable_progress_bar()
+    library_logging.set_verbosity(library_logging.CRITICAL)
+    try:
+        yield
+    finally:
+        library_logging.set_verbosity(level)
+        if bars:
+            library_logging.enable_progress_bar()

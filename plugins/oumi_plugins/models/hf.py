@@ -17,35 +17,49 @@ class HF(Component):
     unserved = {
         "model.adapter_model": "no component loads adapters yet.",
         "model.processor_kwargs": "no component builds processors of vision-language models yet.",
-        "model.shard_for_eval": "it is for evaluation harnesses.",
-        "model.tool_call_parser": "it is for inference engines.",
         "model.chat_template_kwargs": "templates are rendered without further variables yet.",
     }
+    without_effect = {
+        "model.shard_for_eval": "it is for evaluation harnesses.",
+        "model.tool_call_parser": "it is for inference engines.",
+    }
+
+    def __init__(self) -> None:
+        self._use_cache: bool | None = None
 
     @hookimpl
     def oumi_build_tokenizer(self, params: ModelParams, run: Run) -> Any:
-        """Return the tokenizer with its chat template, length limit and padding token set."""
+        """Return the tokenizer with its chat template, length limit and padding token set.
+
+        The rest of the section is checked as well, so that a mistake in it is found before data is prepared.
+        """
+        from oumi_plugins.models._architecture import check_model
         from oumi_plugins.models._tokenizer import build_tokenizer
 
-        return build_tokenizer(params, run)
+        tokenizer = build_tokenizer(params, run)
+        check_model(params, run)
+        return tokenizer
 
     @hookimpl
     def oumi_build_model(self, params: ModelParams, tokenizer: Any, arguments: Mapping[str, Any], run: Run) -> Any:
-        """Return the model on the CPU, with frozen layers frozen."""
+        """Return the model on the CPU, with frozen layers frozen and its cache of keys and values off."""
+        from oumi_plugins.models._architecture import check_model
         from oumi_plugins.models._model import build_model
 
-        return build_model(params, tokenizer, arguments, run)
+        config = check_model(params, run)
+        self._use_cache = getattr(config, "use_cache", None)
+        return build_model(params, config, tokenizer, arguments, run)
 
     @hookimpl
     def oumi_save_model(
         self, model: Any, state: Callable[[], Mapping[str, Any] | None], tokenizer: Any, directory: Path, run: Run
     ) -> bool:
-        """Write a folder that `AutoModelForCausalLM.from_pretrained` opens, and check what was written."""
+        """Write a folder that `AutoModelForCausalLM.from_pretrained` opens, and open it to check."""
         from oumi_plugins.models._saving import save_model
 
         weights = state()
-        if run.world.is_main:
-            save_model(model, weights, tokenizer, directory)
+        if run.world.is_main and weights is not None:
+            save_model(model, weights, tokenizer, directory, use_cache=self._use_cache)
         return True
 
     @hookimpl

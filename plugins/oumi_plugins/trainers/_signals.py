@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,7 +16,7 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals() -> Generator[Stop]:
     """Note SIGTERM and SIGINT instead of ending at once; a second SIGINT ends at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
