@@ -35,11 +35,11 @@ def show(
     """
     import msgspec
 
-    from oumi_kernel.cli.configuration import open_config
+    from oumi_kernel.cli.configuration import open_sound_config
     from oumi_kernel.loading import to_yaml
     from oumi_kernel.manifest import effective_config
 
-    loaded, _ = open_config(config, overrides)
+    loaded, _ = open_sound_config(config, overrides)
     tree = effective_config(loaded)
     if format == "json":
         text = msgspec.json.format(msgspec.json.encode(tree), indent=2).decode() + "\n"

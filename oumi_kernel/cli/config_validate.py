@@ -55,6 +55,7 @@ def _problems_of(name: str, overrides: Sequence[Override], plugins: Sequence[str
     except OumiError as error:
         yield Problem(code="plugin", path="", message=str(error))
         return
+    yield from loaded.problems
     yield from loaded.warnings
     resolution = resolve(loaded, catalogue)
     yield from resolution.problems

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from oumi_kernel.loading import LoadedConfig, Override, load_config
+from oumi_kernel.errors import ConfigError
+from oumi_kernel.loading import LoadedConfig, Override, examine_config
 from oumi_kernel.plugins import Catalogue, scan
 from oumi_kernel.shipped import find_config
+
+
+def open_sound_config(
+    name: str, overrides: Sequence[Override], plugins: Sequence[str] = ()
+) -> tuple[LoadedConfig, Catalogue]:
+    """Do the same, and raise what is wrong with the configuration itself.
+
+    Raises:
+        ConfigError: Carries every problem of file and flags.
+    """
+    loaded, catalogue = open_config(name, overrides, plugins)
+    if loaded.problems:
+        raise ConfigError((*loaded.problems, *loaded.warnings))
+    return loaded, catalogue
 
 
 def open_config(
     name: str, overrides: Sequence[Override], plugins: Sequence[str] = ()
 ) -> tuple[LoadedConfig, Catalogue]:
-    """Load a configuration beside the catalogue that serves it.
+    """Load a configuration, as far as it goes, beside the catalogue that serves it.
 
     Args:
         name: A path, or the name of a shipped configuration.
@@ -20,8 +35,8 @@ def open_config(
         plugins: Components from local files, as `--plugin` names them.
 
     Raises:
-        ConfigError: The configuration is wrong; carries every problem.
+        ConfigError: The file cannot be read.
         PluginError: A value of `--plugin` names nothing.
     """
     catalogue = scan(plugins)
-    return load_config(find_config(name), overrides, sections=catalogue.sections), catalogue
+    return examine_config(find_config(name), overrides, sections=catalogue.sections), catalogue

@@ -27,11 +27,11 @@ def run(
     Raises:
         OumiError: What is wrong, with its exit code; nothing was trained if it is the configuration.
     """
-    from oumi_kernel.cli.configuration import open_config
+    from oumi_kernel.cli.configuration import open_sound_config
     from oumi_kernel.launch import world_from
     from oumi_kernel.plugins import resolve
 
-    loaded, catalogue = open_config(config, overrides, plugin)
+    loaded, catalogue = open_sound_config(config, overrides, plugin)
     world = world_from()
     resolution = resolve(loaded, catalogue, world_size=world.size)
     resolution.raise_for_problems(strict=True)

@@ -32,7 +32,11 @@ VOCABULARY: dict[str, frozenset[str]] = {
         (
             "text_sft text_sft_jsonl huggingfacedataset promptresponsedataset hf_vision vl_sft vision_language_jsonl "
             "vision_dpo_jsonl debug_sft debug_pretraining debug_dpo debug_kto debug_classfication coco_captions "
-            "mnist_sft rar_medicine rar_science"
+            "mnist_sft rar_medicine rar_science allenai/pixmo-ask-model-anything allenai/pixmo-cap "
+            "allenai/pixmo-cap-qa hiyouga/geometry3k HuggingFaceH4/llava-instruct-mix-vsft HuggingFaceM4/Docmatix "
+            "HuggingFaceM4/the_cauldron lmms-lab/multimodal-open-r1-8k-verified merve/vqav2-small nlphuji/flickr30k "
+            "openbmb/RLAIF-V-Dataset mlabonne/orpo-dpo-mix-40k trl-lib/kto-mix-14k openai/gsm8k d1shs0ap/countdown "
+            "oumi-ai/oumi-letter-count oumi-ai/oumi-letter-count-clean oumi-ai/berrybench-v0.1.1 trl-lib/tldr"
         ).split()
     ),
     "peft": frozenset({"lora"}),

@@ -2,7 +2,7 @@
 
 from oumi_kernel.loading.decode import convert
 from oumi_kernel.loading.document import Document, Origin
-from oumi_kernel.loading.loader import LoadedConfig, load_config, load_text
+from oumi_kernel.loading.loader import LoadedConfig, examine_config, load_config, load_text
 from oumi_kernel.loading.overrides import Override, split_overrides
 from oumi_kernel.loading.report import render_problems
 from oumi_kernel.loading.yaml_writer import to_yaml
@@ -13,6 +13,7 @@ __all__ = [
     "Origin",
     "Override",
     "convert",
+    "examine_config",
     "load_config",
     "load_text",
     "render_problems",

@@ -28,6 +28,7 @@ class LoadedConfig(msgspec.Struct, frozen=True, kw_only=True):
         document: The raw tree and where its values were written.
         folder: The folder of the file, against which `./name` is read.
         extra_sections: Raw top-level sections that installed plugins own.
+        problems: What is wrong; where there is anything, defaults stand in for bad values.
         warnings: What is allowed but probably not meant.
     """
 
@@ -35,6 +36,7 @@ class LoadedConfig(msgspec.Struct, frozen=True, kw_only=True):
     document: Document
     folder: Path = Path()
     extra_sections: dict[str, Any] = {}
+    problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
 
 
@@ -49,7 +51,16 @@ def load_config(path: Path, overrides: Sequence[Override] = (), *, sections: Col
     Raises:
         ConfigError: Holds every problem of file and flags.
     """
-    loaded = load_text(_read(path), str(path), overrides, sections=sections)
+    return _sound(examine_config(path, overrides, sections=sections))
+
+
+def examine_config(path: Path, overrides: Sequence[Override] = (), *, sections: Collection[str] = ()) -> LoadedConfig:
+    """Load a file as far as it goes; what is wrong with values is in `problems`. See `load_config`.
+
+    Raises:
+        ConfigError: The file cannot be read, or is no mapping in YAML.
+    """
+    loaded = _examine(_read(path), str(path), overrides, sections)
     return msgspec.structs.replace(loaded, folder=path.parent)
 
 
@@ -57,6 +68,16 @@ def load_text(
     text: str, name: str, overrides: Sequence[Override] = (), *, sections: Collection[str] = ()
 ) -> LoadedConfig:
     """Load text; `name` is what messages call it. See `load_config`."""
+    return _sound(_examine(text, name, overrides, sections))
+
+
+def _sound(loaded: LoadedConfig) -> LoadedConfig:
+    if loaded.problems:
+        raise ConfigError((*loaded.problems, *loaded.warnings))
+    return loaded
+
+
+def _examine(text: str, name: str, overrides: Sequence[Override], sections: Collection[str]) -> LoadedConfig:
     root = read_yaml(text, name)
     if root.value is None:
         root = Node(value={}, line=1, column=1)
@@ -72,9 +93,9 @@ def load_text(
     found += problems
     faulty = {problem.path for problem in found}
     found += [_placed(problem, document) for problem in check(config) if problem.path not in faulty]
-    if any(problem.severity == "error" for problem in found):
-        raise ConfigError(found)
-    return LoadedConfig(config=config, document=document, extra_sections=extra, warnings=tuple(found))
+    errors = tuple(problem for problem in found if problem.severity == "error")
+    warnings = tuple(problem for problem in found if problem.severity == "warning")
+    return LoadedConfig(config=config, document=document, extra_sections=extra, problems=errors, warnings=warnings)
 
 
 def _placed(problem: Problem, document: Document) -> Problem:

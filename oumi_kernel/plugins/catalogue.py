@@ -62,6 +62,7 @@ class Catalogue:
         """Take entries as they were found; names and clashes are worked out here."""
         self.entries = _cross_reference(entries)
         self._sections = tuple(sorted(sections, key=_order))
+        self._loaded: dict[tuple[str, str, str], type[Component]] = {}
         self._by_name: dict[tuple[str, str], list[Entry]] = defaultdict(list)
         for entry in self.entries:
             self._by_name[entry.family, normalise(entry.name)].append(entry)
@@ -96,12 +97,15 @@ class Catalogue:
         return found[0] if found else None
 
     def load(self, entry: Entry) -> type[Component]:
-        """Import one component.
+        """Import one component; names of one object give one class.
 
         Raises:
             PluginError: It cannot be imported, is not a component of its family, or needs a newer kernel.
         """
-        return load_component(entry)
+        key = (entry.family, entry.distribution, entry.value)
+        if key not in self._loaded:
+            self._loaded[key] = load_component(entry)
+        return self._loaded[key]
 
     def section(self, name: str) -> tuple[Entry, type[Params]]:
         """Return the owner and the struct of a plugin's own top-level section.

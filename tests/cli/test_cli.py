@@ -66,7 +66,9 @@ def test_a_command_that_does_not_train_imports_no_training_library(arguments: tu
 def test_neither_do_twenty_plugins_that_import_torch(install, arguments: tuple[str, ...]) -> None:
     for number in range(20):
         points = {"oumi.optimizers": {f"heavy{number}": f"heavy{number}:Heavy"}}
-        site = install(f"oumi-heavy{number}", "1.0", points, **{f"heavy{number}": "import torch, time\ntime.sleep(5)\n"})
+        site = install(
+            f"oumi-heavy{number}", "1.0", points, **{f"heavy{number}": "import torch, time\ntime.sleep(5)\n"}
+        )
     assert imported(*arguments, path=str(site)) == []
     assert "heavy19" in oumi("plugins", "list", path=str(site)).stdout
 
@@ -85,7 +87,9 @@ def test_validate_reports_everything_and_exits_2(config) -> None:
     file = config(training="  learnig_rate: 1\n  optimizer: adamw_troch\n  optimizer_kwargs: {amsgard: true}\n")
     done = oumi("config", "validate", file)
     assert done.returncode == 2
-    assert f"{file}:7:3: error[unknown-key]" in done.stdout + done.stderr
+    assert f"{file}:8:3: error[unknown-key] training.learnig_rate" in done.stdout
+    assert f"{file}:9:14: error[unknown-name] training.optimizer: no optimizer is named 'adamw_troch'." in done.stdout
+    assert "error[unknown-choice]" not in done.stdout
     second = oumi("config", "validate", config(training="  optimizer: adamw_troch\n"))
     assert "did you mean 'adamw_torch'?" in second.stdout + second.stderr
     third = oumi("config", "validate", config(training="  optimizer_kwargs: {amsgard: true}\n"), "--format", "json")
@@ -105,7 +109,7 @@ def test_a_wrong_parameter_of_a_plugin_names_its_distribution(install, config) -
     done = oumi("config", "validate", file, path=str(site))
     assert done.returncode == 2
     assert "(from oumi-lion 2.3)" in done.stdout + done.stderr
-    assert ":9:5: error[unknown-key] training.optimizer_kwargs.bta" in done.stdout + done.stderr
+    assert ":10:5: error[unknown-key] training.optimizer_kwargs.bta" in done.stdout + done.stderr
 
 
 def test_what_no_component_serves_is_valid_but_does_not_run(config) -> None:
@@ -166,7 +170,7 @@ def test_explain_says_type_default_meaning_value_and_origin() -> None:
     text = oumi("config", "explain", "training.learning_rate", "configs/quickstart/train.yaml").stdout
     assert "Highest learning rate of the schedule." in text
     assert "0.005" in text
-    assert "5e-05" in text
+    assert "0.00005" in text
     assert "configs/quickstart/train.yaml:" in text
     flag = oumi("config", "explain", "training.seed", "configs/quickstart/train.yaml", "--training.seed", "3").stdout
     assert "--training.seed 3" in flag
@@ -205,7 +209,9 @@ def test_plugins_show_says_parameters_and_hooks() -> None:
 
 def test_plugins_list_for_machines_is_json() -> None:
     rows = json.loads(oumi("plugins", "list", "--format", "json").stdout)
-    assert any(row["name"] == "sft" and row["state"] == "ready" for row in (rows["plugins"] if "plugins" in rows else rows))
+    assert any(
+        row["name"] == "sft" and row["state"] == "ready" for row in (rows["plugins"] if "plugins" in rows else rows)
+    )
 
 
 def test_env_says_versions_and_no_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,10 +230,12 @@ def test_there_is_a_completion_script_for_each_shell(shell: str) -> None:
 
 def test_bash_completes_commands_and_config_keys() -> None:
     script = oumi("completion", "bash").stdout
-    name = script.split("complete ")[1].split("-F ")[1].split()[0] if "-F " in script else ""
-    assert name
+    name = script.split("-F ")[1].split()[0]
     bin_folder = Path(sys.executable).parent
-    for words, expected in ((["oumi", "ru"], "run"), (["oumi", "run", "c.yaml", "--training.lea"], "--training.learning_rate")):
+    for words, expected in (
+        (["oumi", "ru"], "run"),
+        (["oumi", "run", "c.yaml", "--training.lea"], "--training.learning_rate"),
+    ):
         line = " ".join(words)
         test = (
             f"export PATH={bin_folder}:$PATH\n{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; "

@@ -48,10 +48,17 @@ def test_there_is_something_to_look_at() -> None:
     assert len(FIELDS) > 220
     assert len(BLOCKS) == 9
     assert len(REFERENCE) == 5
-    assert {name for name, _ in structs()} >= {".model", ".data.train.datasets", ".training.grpo", ".deepspeed.offload_param"}
+    assert {name for name, _ in structs()} >= {
+        ".model",
+        ".data.train.datasets",
+        ".training.grpo",
+        ".deepspeed.offload_param",
+    }
 
 
-@pytest.mark.parametrize(("struct", "field"), FIELDS, ids=lambda item: getattr(item, "name", getattr(item, "__name__", "")))
+@pytest.mark.parametrize(
+    ("struct", "field"), FIELDS, ids=lambda item: getattr(item, "name", getattr(item, "__name__", ""))
+)
 def test_a_field_says_what_it_does_and_its_default_is_within_its_range(struct: type[Params], field: Any) -> None:
     doc = field_docs(struct).get(field.name, "")
     assert doc.endswith("."), f"{struct.__name__}.{field.name}: {doc!r}"
@@ -174,11 +181,15 @@ def test_a_rule_of_one_section_is_an_error(text: str, message: str) -> None:
         ("", "  use_peft: true\n", True),
     ],
 )
-def test_peft_is_on_when_its_section_says_something_and_no_key_says_no(peft: str, training: str, expected: bool) -> None:
+def test_peft_is_on_when_its_section_says_something_and_no_key_says_no(
+    peft: str, training: str, expected: bool
+) -> None:
     loaded = load_text(minimal_yaml(peft=peft, training=training), "c")
     assert peft_enabled(loaded.config, loaded.document.given("peft")) is expected
 
 
-@pytest.mark.parametrize(("lines", "steps"), [("", 0), ("  warmup_ratio: 0.1\n", 10), ("  warmup_ratio: 0.1\n  warmup_steps: 3\n", 3)])
+@pytest.mark.parametrize(
+    ("lines", "steps"), [("", 0), ("  warmup_ratio: 0.1\n", 10), ("  warmup_ratio: 0.1\n  warmup_steps: 3\n", 3)]
+)
 def test_warmup_steps_win_over_the_ratio(lines: str, steps: int) -> None:
     assert warmup_steps(load_text(minimal_yaml(training=lines), "c").config.training, 95) == steps

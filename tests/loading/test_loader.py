@@ -106,7 +106,10 @@ def test_problems_for_machines_hold_the_same() -> None:
     assert {problem["code"] for problem in found} == {"unknown-key", "missing-key", "rule"}
     assert found[0]["place"] == {"source": "c.yaml", "line": 2, "column": 3, "text": "  model_nam: x"}
     github = render_problems(caught.value.problems, "github").splitlines()
-    assert "::error file=c.yaml,line=2,col=3::model.model_nam: unknown key 'model_nam'. did you mean 'model_name'?" in github
+    assert (
+        "::error file=c.yaml,line=2,col=3::model.model_nam: unknown key 'model_nam'. did you mean 'model_name'?"
+        in github
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,11 @@ def test_problems_for_machines_hold_the_same() -> None:
         (["--training.run_name", "2024"], "run_name", "2024"),
         (["--training.run_name="], "run_name", ""),
         (["--training.trainer_kwargs", "{a: 1e-3}"], "trainer_kwargs", {"a": 1e-3}),
-        (["--training.trainer_kwargs.a=1e-3", "--training.trainer_kwargs", "{b: 2}"], "trainer_kwargs", {"a": 1e-3, "b": 2}),
+        (
+            ["--training.trainer_kwargs.a=1e-3", "--training.trainer_kwargs", "{b: 2}"],
+            "trainer_kwargs",
+            {"a": 1e-3, "b": 2},
+        ),
         (["--training.seed=1", "--training.seed=2"], "seed", 2),
         (["--training.save_steps=3.0"], "save_steps", 3),
         (["--training.eval_strategy", "no"], "eval_strategy", "no"),
@@ -286,7 +293,10 @@ def test_a_mutated_configuration_loads_or_gives_our_own_error(data: st.DataObjec
 
 
 @QUIET
-@given(st.lists(st.text(max_size=12), max_size=3), st.sampled_from(["training.seed", "data.train.datasets[0]", "peft", "x.y"]))
+@given(
+    st.lists(st.text(max_size=12), max_size=3),
+    st.sampled_from(["training.seed", "data.train.datasets[0]", "peft", "x.y"]),
+)
 def test_random_flags_load_or_give_our_own_error(values: list[str], path: str) -> None:
     try:
         overrides, _ = split_overrides([part for value in values for part in (f"--{path}", value, f"--{value}")])

@@ -93,7 +93,9 @@ def test_random_text_gives_data_or_our_own_error(text: str) -> None:
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"))
-NUMBER_LIKE = st.sampled_from(["5e-5", "1e5", "0o17", "1_000", "no", "true", "null", "~", "", ".inf", "12:30", "0x1", "1."])
+NUMBER_LIKE = st.sampled_from(
+    ["5e-5", "1e5", "0o17", "1_000", "no", "true", "null", "~", "", ".inf", "12:30", "0x1", "1."]
+)
 KEYS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=8)
 
 

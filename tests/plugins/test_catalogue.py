@@ -98,3 +98,12 @@ def test_a_local_file_serves_as_a_metric(tmp_path: Path) -> None:
 def test_a_local_reference_must_name_file_and_object(reference: str) -> None:
     with pytest.raises(PluginError, match=r"write path/to/file.py:name"):
         scan([reference])
+
+
+def test_a_callable_that_two_splits_name_is_one_class(tmp_path: Path) -> None:
+    file = tmp_path / "rows.py"
+    file.write_text("def rows():\n    return []\n")
+    catalogue = scan([f"{file}:rows"])
+    entry = catalogue.find("datasets", "rows")
+    assert entry is not None
+    assert catalogue.load(entry) is catalogue.load(entry)

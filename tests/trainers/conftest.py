@@ -50,7 +50,9 @@ def train(tmp_path: Path) -> Train:
             "collator_name": "text_completions_only_with_padding",
             "datasets": [{"dataset_name": "text_sft", "dataset_path": str(tmp_path / "train.jsonl")}],
         }
-        held_out = split | {"datasets": [{"dataset_name": "text_sft", "dataset_path": str(tmp_path / "validation.jsonl")}]}
+        held_out = split | {
+            "datasets": [{"dataset_name": "text_sft", "dataset_path": str(tmp_path / "validation.jsonl")}]
+        }
         config = {
             "model": {"model_name": str(QUICKSTART / "model")},
             "data": {"train": split} | ({"validation": held_out} if validation else {}),

@@ -154,7 +154,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(train: Train) 
     first, second = train(name="first"), train(name="second")
     other = train("--training.data_seed=43", name="other")
     assert_equal(first.folder, second.folder)
-    assert not all(torch.equal(a, b) for a, b in zip(weights(first.folder).values(), weights(other.folder).values(), strict=True))
+    assert not all(
+        torch.equal(a, b) for a, b in zip(weights(first.folder).values(), weights(other.folder).values(), strict=True)
+    )
 
 
 def test_workers_and_gradient_checkpointing_do_not_change_the_result(train: Train) -> None:
@@ -215,7 +217,9 @@ def test_asked_to_stop_it_leaves_a_complete_checkpoint_and_goes_on_from_there(tr
     finally:
         _loop.Loop._step = original
     assert stopped.value.exit_code == 143
-    resumed = train("--training.optimizer=adamw", "--training.max_steps=6", "--training.try_resume_from_last_checkpoint")
+    resumed = train(
+        "--training.optimizer=adamw", "--training.max_steps=6", "--training.try_resume_from_last_checkpoint"
+    )
     assert resumed.summary.steps == 6
     assert_equal(resumed.folder, straight.folder)
 
@@ -231,14 +235,20 @@ def test_old_checkpoints_go_when_newer_ones_are_complete(train: Train) -> None:
 def test_a_checkpoint_opens_with_plain_transformers(train: Train) -> None:
     run = complete(train)
     assert_equal(run.folder / "checkpoint-3", run.folder)
-    assert AutoTokenizer.from_pretrained(run.folder).chat_template == AutoTokenizer.from_pretrained(QUICKSTART / "model").chat_template
+    assert (
+        AutoTokenizer.from_pretrained(run.folder).chat_template
+        == AutoTokenizer.from_pretrained(QUICKSTART / "model").chat_template
+    )
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "manifest.json").unlink(), r"no manifest\.json, so it was never completed"),
-        (lambda folder: (folder / "optimizer.safetensors").write_bytes(b"x"), r"optimizer\.safetensors is missing or cut"),
+        (
+            lambda folder: (folder / "optimizer.safetensors").write_bytes(b"x"),
+            r"optimizer\.safetensors is missing or cut",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors is missing or cut short"),
         (lambda folder: (folder / "scheduler.json").write_text("0" * 9), r"scheduler\.json"),
     ],
@@ -255,6 +265,8 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_when_the_newest
 
 
 def test_nothing_to_train_on_after_truncation_is_an_error_with_the_smallest_limit(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"0 of 24 rows have a supervised token after truncation \(max_length=4; the smallest"):
+    with pytest.raises(
+        DataError, match=r"0 of 24 rows have a supervised token after truncation \(max_length=4; the smallest"
+    ):
         train("--model.model_max_length=4")
     assert json.loads((tmp_path / "run" / "failure.json").read_text())["exit_code"] == 4

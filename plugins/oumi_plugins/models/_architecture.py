@@ -9,6 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -139,6 +140,9 @@ def _scale_positions(config: Any, scaling: dict[str, Any]) -> None:
     base = {key: before[key] for key in ("rope_theta", "partial_rotary_factor") if key in before}
     config.rope_parameters = base | scaling
     config.standardize_rope_params()
+    kind, known = config.rope_parameters.get("rope_type"), ("default", *ROPE_INIT_FUNCTIONS)
+    if kind not in known:
+        raise ValueError(f"no scaling is named {kind!r}; known: {', '.join(known)}.")
     config.validate_rope()
 
 
@@ -159,9 +163,13 @@ def _skeleton(config: PretrainedConfig, params: ModelParams) -> nn.Module:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=params.trust_remote_code, **arguments)
-    except (ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         message = " ".join(str(error).split())
-        if params.attn_implementation is not None and ("attention" in message.lower() or "attn" in message):
+        if isinstance(error, KeyError | TypeError | AttributeError | ArithmeticError):
+            if not params.model_kwargs:
+                raise  # nothing that a configuration says explains it
+            path, hint, message = "model.model_kwargs", "", f"the model cannot be built with these: {message}."
+        elif params.attn_implementation is not None and ("attention" in message.lower() or "attn" in message):
             path, hint = "model.attn_implementation", "null takes the model's choice; sdpa and eager need nothing more."
         else:
             path, hint = "model.model_name", ""

@@ -46,6 +46,8 @@ def _end_of_turn(tokenizer: Any) -> int | None:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
     except (TemplateError, TypeError, KeyError):
         return None  # the template wants other turns; its end of turn is not known from these
+    if turns[1]["content"] not in text:
+        return None
     after = tokenizer(text[text.rfind("!") + 1 :], add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return next((token for token in after if token in special), None)

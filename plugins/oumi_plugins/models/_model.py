@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,13 +57,14 @@ def build_model(
 def _pretrained(params: ModelParams, run: Run, config: PretrainedConfig, options: dict[str, Any]) -> Any:
     name = run.locate(params.model_name)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, config=config, revision=revision(params), output_loading_info=True, **options
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise not_found("model.model_name", name, "model", error) from error
+    model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:
         message = f"the weights of '{name}' lack {len(missing)} of {type(model).__name__}, among them '{missing[0]}'."
@@ -73,7 +74,7 @@ def _pretrained(params: ModelParams, run: Run, config: PretrainedConfig, options
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded(seed: int) -> Generator[None]:
     """Draw random numbers from `seed`, and leave those of everybody else as they were."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)

@@ -13,7 +13,7 @@ FIGURES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch")
 
 
 class TensorBoard(Component):
-    """Writes figures to `training.logging_dir`, or `tensorboard` in the output folder."""
+    """Writes figures to `training.logging_dir`, or `tensorboard` in the output folder, below the run's name."""
 
     requires = {"tensorboard": "oumi-kernel"}
 
@@ -26,8 +26,9 @@ class TensorBoard(Component):
         if run.world.is_main:
             from torch.utils.tensorboard import SummaryWriter
 
-            folder = run.config.training.logging_dir
-            self._writer = SummaryWriter(Path(folder) if folder else run.output_dir / "tensorboard", purge_step=step)
+            training = run.config.training
+            folder = Path(training.logging_dir) if training.logging_dir else run.output_dir / "tensorboard"
+            self._writer = SummaryWriter(folder / (training.run_name or ""), purge_step=step)
 
     @hookimpl
     def oumi_step_end(self, run: Run, record: StepRecord) -> None:

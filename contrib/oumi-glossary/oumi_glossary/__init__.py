@@ -1,0 +1,1 @@
+"""A glossary as a dataset, and a metric on rare tokens."""

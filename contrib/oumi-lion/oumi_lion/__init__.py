@@ -1,0 +1,1 @@
+"""Lion for oumi-kernel."""
