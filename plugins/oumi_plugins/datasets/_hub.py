@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import Any, overload
 
 import datasets
+from pyarrow import ArrowException
 
 from oumi_kernel import DataError
 from oumi_kernel.config import DatasetParams
 from oumi_kernel.contracts import Row, Run
-from oumi_plugins.datasets._rows import conversation
+from oumi_plugins.datasets._conversations import FORMS, conversation
+from oumi_plugins.datasets._files import read_rows, sliced
 from oumi_plugins.datasets.hub import HubParams
 
-TEXT = "text"
+NOT_TO_BE_HAD = (OSError, ValueError, RuntimeError, KeyError, ArrowException, datasets.exceptions.DatasetsError)
+"""What the library raises for a name, a subset, a split or a file that it cannot load."""
+
+Read = Callable[[Mapping[str, Any], str], Row]
 
 
-class _Mapped(Sequence[Row]):
-    """Rows of an Arrow table, turned into conversations when they are asked for."""
+class _Converted(Sequence[Row]):
+    """Rows of a table, converted when they are asked for."""
 
-    def __init__(self, table: datasets.Dataset, name: str, read: Callable[[Mapping[str, Any], str], Row]) -> None:
-        self._table, self._name, self._read = table, name, read
+    def __init__(self, table: Sequence[Any], place: Callable[[int], str], read: Read) -> None:
+        self._table, self._place, self._read = table, place, read
 
     def __len__(self) -> int:
         return len(self._table)
@@ -33,47 +38,77 @@ class _Mapped(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        return self._read(self._table[index], f"{self._name}, row {index}")
+        position = range(len(self))[index]
+        return self._read(self._table[position], self._place(position))
 
 
 def load_rows(params: HubParams, dataset: DatasetParams, run: Run) -> Sequence[Row]:
-    """Load a dataset by name, or the folder that `save_to_disk` wrote to `dataset_path`.
+    """Load a dataset by name, or from the file or folder that `dataset_path` names.
 
     Raises:
         DataError: It cannot be had, or its columns are not recognised.
     """
     name = params.hf_dataset_path or dataset.dataset_name
+    if dataset.dataset_path is not None:
+        pairs = sliced(read_rows(run.locate(dataset.dataset_path), dataset.split), dataset.split)
+        columns = list(dict.fromkeys(key for _, row in pairs if isinstance(row, Mapping) for key in row))
+        read = _reader(params, columns, dataset.dataset_path)
+        return _Converted([row for _, row in pairs], lambda position: pairs[position][0], read)
+    located = run.locate(name)
     try:
-        if dataset.dataset_path:
-            table = datasets.load_from_disk(run.locate(dataset.dataset_path))
-            table = table[dataset.split] if isinstance(table, datasets.DatasetDict) else table
-        else:
-            table = datasets.load_dataset(name, dataset.subset, split=dataset.split, revision=params.revision)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        folder = " A local file is read by dataset_name: text_sft." if Path(name).exists() else ""
-        raise DataError(
-            f"the dataset '{name}' could not be loaded: {first} Check the name, subset, split and the network.{folder}"
-        ) from error
-    return _Mapped(table, name, _reader(params, table.column_names, name))
+        table = datasets.load_dataset(located, dataset.subset, split=dataset.split, revision=params.revision)
+    except NOT_TO_BE_HAD as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"the dataset '{name}' could not be loaded: {reason} {_way_out(located)}") from error
+    if not isinstance(table, datasets.Dataset):
+        raise DataError(f"the dataset '{name}': '{dataset.split}' names several splits; name one.")
+    columns = table.column_names
+    return _Converted(
+        table, lambda position: f"{name}, {dataset.split}, row {position}", _reader(params, columns, name)
+    )
 
 
-def _reader(params: HubParams, columns: list[str], name: str) -> Callable[[Mapping[str, Any], str], Row]:
+def _way_out(name: str) -> str:
+    if Path(name).is_file():
+        return "A local file is read by dataset_name: text_sft with dataset_path."
+    return (
+        "Check its name, subset and split, and the network; dataset_kwargs.hf_dataset_path names the dataset where "
+        "dataset_name names how it is read."
+    )
+
+
+def _reader(params: HubParams, columns: list[str], name: str) -> Read:
+    """Return what reads a row: by the columns that the parameters name, else by the columns that are known."""
     for key in ("messages_column", "prompt_column", "response_column", "text_column"):
         column = getattr(params, key)
         if column is not None and column not in columns:
             raise DataError(f"'{name}' has no column '{column}' ({key}); columns: {', '.join(columns)}.")
     messages, prompt, response = params.messages_column, params.prompt_column, params.response_column
-    if messages:
-        return lambda row, place: conversation({"messages": row[messages]}, place)
-    if prompt and response:
-        return lambda row, place: conversation({"prompt": row[prompt], "completion": row[response]}, place)
-    if params.text_column or (TEXT in columns and "messages" not in columns):
-        return lambda row, place: {TEXT: row[params.text_column or TEXT]}
-    known = ({"messages"}, {"conversation"}, {"conversations"}, {"instruction", "output"}, {"prompt", "completion"})
-    if not any(form <= set(columns) for form in known):
-        raise DataError(
-            f"'{name}' has the columns {', '.join(columns)}, none of which is known to hold conversations or text. "
-            "Name them in dataset_kwargs: messages_column, or prompt_column and response_column, or text_column."
+    if messages is not None:
+        return lambda row, place: conversation({**row, "messages": row[messages]}, "messages", place)
+    if prompt is not None and response is not None:
+        return lambda row, place: conversation(
+            {"prompt": row[prompt], "completion": row[response]}, "prompt_completion", place
         )
-    return conversation
+    if params.text_column is not None:
+        return _text_of(params.text_column)
+    for form, (needed, _) in FORMS.items():
+        if needed <= set(columns):
+            return lambda row, place: conversation(row, form, place)
+    if "input_ids" in columns:
+        return lambda row, _: row
+    if "text" in columns:
+        return _text_of("text")
+    raise DataError(
+        f"'{name}' has the columns {', '.join(columns)}, none of which is known to hold conversations or text. "
+        "Name them in dataset_kwargs: messages_column, or prompt_column and response_column, or text_column."
+    )
+
+
+def _text_of(column: str) -> Read:
+    def read(row: Mapping[str, Any], place: str) -> Row:
+        if not isinstance(row.get(column), str):
+            raise DataError(f"{place}: {column}: expected text, got {type(row.get(column)).__name__}.")
+        return {"text": row[column]}
+
+    return read
