@@ -19,7 +19,7 @@ from oumi_kernel.errors import ConfigError, Place, Problem
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
 MAX_NODES = 100_000
-SHOWN = 200
+SHOWN = 2000
 
 _INT = re.compile(r"[-+]?[0-9](?:_?[0-9])*\Z")
 _OCTAL_OR_HEX = re.compile(r"0(?:o[0-7]+|x[0-9a-fA-F]+)\Z")
@@ -28,6 +28,7 @@ _SPECIAL = re.compile(r"(?:([-+]?)\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
 _CONSTANTS: dict[str, Any] = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
     text: value for value in (True, False) for text in (str(value), str(value).lower(), str(value).upper())
 }
+_LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
 MAX_DIGITS = 300
 
 
@@ -42,6 +43,7 @@ class Node(msgspec.Struct):
         items: Key or index -> node, for a collection.
         keys: Key -> (line, column) of the key, for a mapping.
         size: Number of nodes in it, itself included.
+        levels: How deep it is nested, 1 for a scalar.
     """
 
     value: Any
@@ -51,6 +53,7 @@ class Node(msgspec.Struct):
     items: dict[Any, Node] = {}
     keys: dict[str, tuple[int, int]] = {}
     size: int = 1
+    levels: int = 1
 
 
 def read_yaml(text: str, source: str) -> Node:
@@ -102,9 +105,9 @@ class _Reader:
         return root
 
     def node(self, event: Any, depth: int) -> Node:
-        self.count(event, 1, depth)
         if isinstance(event, yaml.AliasEvent):
-            return self.alias(event)
+            return self.alias(event, depth)
+        self.count(event, 1, depth)
         self.refuse_tag(event)
         if isinstance(event, yaml.ScalarEvent):
             node = self.scalar(event)
@@ -122,24 +125,19 @@ class _Reader:
         return Node(value=value, line=line, column=column, text=event.value)
 
     def sequence(self, event: Any, depth: int) -> Node:
-        line, column = _position(event)
         items: dict[Any, Node] = {}
         while not isinstance(child := next(self.events), yaml.SequenceEndEvent):
             items[len(items)] = self.node(child, depth + 1)
-        size = 1 + sum(item.size for item in items.values())
-        return Node(value=[item.value for item in items.values()], line=line, column=column, items=items, size=size)
+        return _collection(event, [item.value for item in items.values()], items, {})
 
     def mapping(self, event: Any, depth: int) -> Node:
-        line, column = _position(event)
         items: dict[Any, Node] = {}
         keys: dict[str, tuple[int, int]] = {}
         while not isinstance(child := next(self.events), yaml.MappingEndEvent):
             key = self.key(child, keys)
             keys[key] = _position(child)
             items[key] = self.node(next(self.events), depth + 1)
-        size = 1 + sum(item.size for item in items.values())
-        value = {key: item.value for key, item in items.items()}
-        return Node(value=value, line=line, column=column, items=items, keys=keys, size=size)
+        return _collection(event, {key: item.value for key, item in items.items()}, items, keys)
 
     def key(self, event: Any, keys: dict[str, tuple[int, int]]) -> str:
         if not isinstance(event, yaml.ScalarEvent):
@@ -148,16 +146,18 @@ class _Reader:
         key = event.value
         if key == "<<" and not event.style:
             raise self.error(event, "syntax", "merge keys are not supported; write the keys out.")
+        if not event.style and not isinstance(scalar(key), str):
+            raise self.error(event, "syntax", f"the key '{key[:60]}' is not text; put it in quotes if it is a name.")
         if key in keys:
-            message = f"the key '{key}' is here a second time; the first is on line {keys[key][0]}."
+            message = f"the key '{key[:60]}' is here a second time; the first is on line {keys[key][0]}."
             raise self.error(event, "duplicate-key", message)
         return key
 
-    def alias(self, event: Any) -> Node:
+    def alias(self, event: Any, depth: int) -> Node:
         target = self.anchors.get(event.anchor)
         if target is None:
             raise self.error(event, "syntax", f"the alias *{event.anchor} refers to nothing that is complete above it.")
-        self.count(event, target.size, 0)
+        self.count(event, target.size, depth + target.levels - 1)
         return _copy(target)
 
     def count(self, event: Any, nodes: int, depth: int) -> None:
@@ -183,14 +183,27 @@ class _Reader:
             mark = error.problem_mark or error.context_mark
             line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
             message = f"not valid YAML: {error.problem or error.context}."
+            if line_of(self.text, line)[column - 1 : column] == "\t":
+                message = "not valid YAML: a tab; indent with spaces."
             raise _error(self.source, self.text, line, column, "syntax", message) from None
-        except yaml.reader.ReaderError as error:
-            line = self.text.count("\n", 0, error.position) + 1
-            code = error.character if isinstance(error.character, int) else ord(error.character[0])
-            message = f"a character that YAML does not allow: #x{code:04x}."
-            raise _error(self.source, self.text, line, 1, "syntax", message) from None
+        except yaml.reader.ReaderError:
+            raise self._forbidden_character() from None
         except (ValueError, RecursionError) as error:
             raise _error(self.source, self.text, 0, 0, "syntax", f"not valid YAML: {error}.") from None
+
+    def _forbidden_character(self) -> ConfigError:
+        """Return the error for the first character outside of YAML's set."""
+        found = yaml.reader.Reader.NON_PRINTABLE.search(self.text)  # libyaml's position counts bytes
+        before = _LINE_BREAK.split(self.text[: found.start()] if found else "")
+        message = f"a character that YAML does not allow: #x{ord(found.group()) if found else 0:04x}."
+        return _error(self.source, self.text, len(before), len(before[-1]) + 1, "syntax", message)
+
+
+def _collection(event: Any, value: Any, items: dict[Any, Node], keys: dict[str, tuple[int, int]]) -> Node:
+    line, column = _position(event)
+    size = 1 + sum(item.size for item in items.values())
+    levels = 1 + max((item.levels for item in items.values()), default=0)
+    return Node(value=value, line=line, column=column, items=items, keys=keys, size=size, levels=levels)
 
 
 def _copy(node: Node) -> Node:
@@ -207,9 +220,14 @@ def _position(event: Any) -> tuple[int, int]:
     return event.start_mark.line + 1, event.start_mark.column + 1
 
 
+def lines_of(text: str) -> list[str]:
+    """Return the lines of `text` as YAML counts them."""
+    return _LINE_BREAK.split(text)
+
+
 def line_of(text: str, line: int) -> str:
-    """Return a line of `text` by number, from 1; empty where there is none."""
-    lines = text.splitlines()
+    """Return a line of `text` by number, from 1, without what no reader will read; empty where there is none."""
+    lines = lines_of(text)
     return lines[line - 1][:SHOWN] if 0 < line <= len(lines) else ""
 
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from typing import Any
 
+from oumi_kernel import hookimpl
+from oumi_kernel.contracts import Collator, Run
 from oumi_plugins.collators.text_with_padding import PaddingParams, TextWithPadding
+
+_log = logging.getLogger(__name__)
 
 
 class CompletionsParams(PaddingParams):
     """Parameters of a padding collator that trains on completions."""
 
     response_template: str | None = None
-    """Not needed: which tokens are the assistant's is read off the chat template itself."""
+    """Taken for the sake of older recipes, without effect: the assistant's tokens are read off the chat template."""
 
     instruction_template: str | None = None
-    """Not needed, for the same reason."""
+    """Without effect, for the same reason."""
 
     end_of_turn_template: str | None = None
-    """Not needed, for the same reason."""
-
-    def check(self) -> Iterator[tuple[str, str]]:
-        """Refuse templates that would not be used."""
-        for name in ("response_template", "instruction_template", "end_of_turn_template"):
-            if getattr(self, name) is not None:
-                yield name, "remove it: the assistant's tokens are read off the chat template itself."
+    """Without effect, for the same reason."""
 
 
 class TextCompletionsOnlyWithPadding(TextWithPadding):
@@ -31,3 +30,14 @@ class TextCompletionsOnlyWithPadding(TextWithPadding):
 
     params_type = CompletionsParams
     train_target = "all_assistant_turns"
+
+    @hookimpl
+    def oumi_build_collator(self, params: CompletionsParams, tokenizer: Any, run: Run) -> Collator:
+        """Return the collator, after a warning about templates that are not used."""
+        for name in ("response_template", "instruction_template", "end_of_turn_template"):
+            if getattr(params, name) is not None:
+                _log.warning(
+                    "collator_kwargs.%s has no effect: the assistant's tokens are read off the chat template itself.",
+                    name,
+                )
+        return super().oumi_build_collator(params, tokenizer, run)

@@ -27,4 +27,9 @@ class TextWithPadding(CollatorComponent):
         """Return the collator."""
         from oumi_plugins.collators._padding import PaddingCollator
 
-        return PaddingCollator(tokenizer, run.config.training.label_ignore_index, params.pad_to_multiple_of)
+        return PaddingCollator(
+            tokenizer,
+            ignore_index=run.config.training.label_ignore_index,
+            multiple=params.pad_to_multiple_of,
+            longest=run.config.model.model_max_length,
+        )

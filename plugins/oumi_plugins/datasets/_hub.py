@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import datasets
+from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException
 
 from oumi_kernel import DataError
@@ -16,7 +17,7 @@ from oumi_plugins.datasets._conversations import FORMS, conversation
 from oumi_plugins.datasets._files import read_rows, sliced
 from oumi_plugins.datasets.hub import HubParams
 
-NOT_TO_BE_HAD = (OSError, ValueError, RuntimeError, KeyError, ArrowException, datasets.exceptions.DatasetsError)
+NOT_TO_BE_HAD = (OSError, ValueError, RuntimeError, KeyError, ArrowException, DatasetsError)
 """What the library raises for a name, a subset, a split or a file that it cannot load."""
 
 Read = Callable[[Mapping[str, Any], str], Row]
@@ -25,7 +26,7 @@ Read = Callable[[Mapping[str, Any], str], Row]
 class _Converted(Sequence[Row]):
     """Rows of a table, converted when they are asked for."""
 
-    def __init__(self, table: Sequence[Any], place: Callable[[int], str], read: Read) -> None:
+    def __init__(self, table: Any, place: Callable[[int], str], read: Read) -> None:
         self._table, self._place, self._read = table, place, read
 
     def __len__(self) -> int:
@@ -60,8 +61,6 @@ def load_rows(params: HubParams, dataset: DatasetParams, run: Run) -> Sequence[R
     except NOT_TO_BE_HAD as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(f"the dataset '{name}' could not be loaded: {reason} {_way_out(located)}") from error
-    if not isinstance(table, datasets.Dataset):
-        raise DataError(f"the dataset '{name}': '{dataset.split}' names several splits; name one.")
     columns = table.column_names
     return _Converted(
         table, lambda position: f"{name}, {dataset.split}, row {position}", _reader(params, columns, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,16 @@ class SingleStrategy:
         self._scaler.scale(loss).backward()
 
     def step(self, max_norm: float | None) -> torch.Tensor:
-        """Clip, step and clear; returns the gradient's norm before clipping."""
+        """Clip, step and clear; returns the gradient's norm before clipping.
+
+        In fp16 a gradient that overflowed is no error: the step is left out and the loss scale is lowered.
+        """
         model, optimizer = self._prepared.model, self._prepared.optimizer
         self._scaler.unscale_(optimizer)
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-        limit = float("inf") if max_norm is None else max_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if max_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         self._scaler.step(optimizer)
         self._scaler.update()
         self._prepared.scheduler.step()
@@ -95,42 +99,59 @@ class SingleStrategy:
     def save(self, directory: Path) -> None:
         """Write optimizer, schedule and loss scale: tensors as safetensors, the rest as JSON."""
         state = self._prepared.optimizer.state_dict()
+        names = _names(state["param_groups"])
         tensors: dict[str, torch.Tensor] = {}
         scalars: dict[str, dict[str, Any]] = {}
         for index, values in state["state"].items():
             for key, value in values.items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"{index}.{key}"] = value.contiguous()
+                    tensors[f"{names[index]}:{key}"] = value.contiguous()
                 else:
-                    scalars.setdefault(str(index), {})[key] = value
+                    scalars.setdefault(names[index], {})[key] = value
         save_file(tensors, directory / TENSORS)
         record = {"state": scalars, "param_groups": state["param_groups"], "scaler": self._scaler.state_dict()}
         (directory / SCALARS).write_text(json.dumps(record))
         (directory / SCHEDULE).write_text(json.dumps(self._prepared.scheduler.state_dict()))
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote."""
-        optimizer = self._prepared.optimizer
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: A file cannot be read, or its state is that of other parameters or settings.
+        """
         try:
             tensors = load_file(directory / TENSORS)
             record = json.loads((directory / SCALARS).read_bytes())
             schedule = json.loads((directory / SCHEDULE).read_bytes())
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"the optimizer's state in {directory} cannot be read: {error}") from error
-        state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in record["state"].items()}
-        for name, tensor in tensors.items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
+            self._restore_optimizer(tensors, record, directory)
+            self._prepared.scheduler.load_state_dict(schedule)
+            self._scaler.load_state_dict(record["scaler"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+            message = f"the state of optimizer and schedule in {directory} cannot be restored: {error}"
+            raise CheckpointError(message) from error
+
+    def _restore_optimizer(self, tensors: Mapping[str, Any], record: Mapping[str, Any], directory: Path) -> None:
+        optimizer = self._prepared.optimizer
         now = optimizer.state_dict()["param_groups"]
         groups = [_like(saved, current) for saved, current in zip(record["param_groups"], now, strict=False)]
         if [group.get("param_names") for group in groups] != [group.get("param_names") for group in now]:
             raise CheckpointError(f"the optimizer's state in {directory} is that of other parameters.")
+        if [group.keys() for group in groups] != [group.keys() for group in now]:
+            raise CheckpointError(f"the optimizer's state in {directory} is that of another optimizer.")
+        indices = {name: index for index, name in _names(now).items()}
+        state: dict[int, dict[str, Any]] = {indices[name]: dict(values) for name, values in record["state"].items()}
+        for key, tensor in tensors.items():
+            name, _, entry = key.rpartition(":")
+            state.setdefault(indices[name], {})[entry] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self._prepared.scheduler.load_state_dict(schedule)
-        self._scaler.load_state_dict(record["scaler"])
 
     def close(self) -> None:
         """Do nothing: there is no process group."""
+
+
+def _names(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return the optimizer's index of each parameter with the parameter's name."""
+    return {i: name for group in groups for i, name in zip(group["params"], group["param_names"], strict=True)}
 
 
 def _like(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from oumi_kernel import CheckpointError
 from oumi_kernel.contracts import Session
 
+_log = logging.getLogger("oumi_plugins.trainers.checkpoint")
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
 RANDOM_TENSORS = "random_state.safetensors"
@@ -37,6 +40,7 @@ class Progress(msgspec.Struct):
         tokens: Tokens read, without padding.
         loss_sum: Sum of token losses since the last log entry.
         loss_count: Supervised tokens since the last log entry.
+        order: What the order of samples follows from; the same again is what lets an epoch go on.
     """
 
     step: int = 0
@@ -45,6 +49,7 @@ class Progress(msgspec.Struct):
     tokens: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+    order: dict[str, int] = {}
 
 
 class Checkpoints:
@@ -72,18 +77,19 @@ class Checkpoints:
             _save_random_state(beside)
             (beside / STATE).write_bytes(msgspec.json.format(msgspec.json.encode(progress), indent=2))
             _write_manifest(beside)
-            shutil.rmtree(target, ignore_errors=True)
-            beside.rename(target)
-            _sync(self._folder)
+            _replace(target, beside)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(beside, ignore_errors=True)
             free = shutil.disk_usage(self._folder).free if self._folder.exists() else 0
             raise CheckpointError(f"cannot write {target}: {error}; {free:,} bytes are free.") from error
-        self._prune()
+        self._prune(progress.step)
         return target
 
-    def resume(self) -> Progress | None:
+    def resume(self, order: Mapping[str, int]) -> Progress | None:
         """Restore the checkpoint that the configuration names, or the newest one if it says so; else None.
+
+        Args:
+            order: What the order of samples of this run follows from.
 
         Raises:
             CheckpointError: The checkpoint is missing, incomplete, damaged, or does not fit.
@@ -91,36 +97,43 @@ class Checkpoints:
         folder = self._chosen()
         if folder is None:
             return None
-        problem = incompleteness(folder)
-        if problem:
-            raise CheckpointError(f"cannot go on from {folder}: {problem}.")
+        try:
+            progress = msgspec.json.decode((folder / STATE).read_bytes(), type=Progress)
+        except (OSError, msgspec.DecodeError) as error:
+            raise CheckpointError(f"{folder / STATE} cannot be read: {error}") from error
+        _check_order(folder, progress, order)
         session = self._session
         session.kernel.load_weights(session.prepared.model, folder, session.run)
         session.strategy.load(folder)
-        try:
-            progress = msgspec.json.decode((folder / STATE).read_bytes(), type=Progress)
-        except msgspec.DecodeError as error:
-            raise CheckpointError(f"{folder / STATE} cannot be read: {error}") from error
         _load_random_state(folder)
         return progress
 
     def _chosen(self) -> Path | None:
         training = self._session.run.config.training
         if training.resume_from_checkpoint:
-            return Path(self._session.run.locate(training.resume_from_checkpoint))
-        if not training.try_resume_from_last_checkpoint:
-            return None
-        return next((folder for folder in reversed(checkpoints_in(self._folder)) if not incompleteness(folder)), None)
+            folder = Path(self._session.run.locate(training.resume_from_checkpoint))
+            problem = incompleteness(folder)
+            if problem:
+                raise CheckpointError(f"training.resume_from_checkpoint: cannot go on from {folder}: {problem}.")
+            return folder
+        for _, folder in reversed(checkpoints_in(self._folder)) if training.try_resume_from_last_checkpoint else ():
+            problem = incompleteness(folder)
+            if not problem:
+                return folder
+            _log.warning("%s is passed over: %s", folder, problem)
+        return None
 
-    def _prune(self) -> None:
-        for folder in checkpoints_in(self._folder)[: -self._keep] if self._keep else ():
+    def _prune(self, step: int) -> None:
+        """Delete the oldest; never the one just written, nor what another run left with a higher number."""
+        older = [folder for at, folder in checkpoints_in(self._folder) if at < step]
+        for folder in older[: len(older) + 1 - self._keep] if self._keep and len(older) >= self._keep else ():
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the checkpoint folders, oldest first."""
+def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of everything named like a checkpoint, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.match(path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted(found)
 
 
 def incompleteness(folder: Path) -> str:
@@ -138,6 +151,27 @@ def incompleteness(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json cannot be read: {error}"
     return ""
+
+
+def _check_order(folder: Path, progress: Progress, order: Mapping[str, int]) -> None:
+    """Refuse to go on within an epoch whose order would be another one: samples would be repeated or left out."""
+    changed = [f"{key} was {value}, now {order.get(key)}" for key, value in progress.order.items() if order.get(key) != value]
+    if progress.micro_batches and changed:
+        raise CheckpointError(
+            f"cannot go on from {folder}, which stands within an epoch: {'; '.join(changed)}. "
+            "Set it back, or go on from a checkpoint at the end of an epoch."
+        )
+
+
+def _replace(target: Path, beside: Path) -> None:
+    """Put a finished folder in the place of `target`, which may exist from an earlier run."""
+    old = target.with_name(f".old-{target.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    beside.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_manifest(folder: Path) -> None:

@@ -46,15 +46,16 @@ class SftTrainer:
             if "messages" in row:
                 render = render or Renderer(self._tokenizer, target)
                 ids, mask = render(row, place)
+                labels = [token if kept else self._ignore for token, kept in zip(ids, mask, strict=True)]
             else:
-                ids, mask = self._plain(row, place)
+                ids, labels = self._plain(row, place)
+                mask = [label != self._ignore for label in labels]
             if not any(mask[1:]):  # nothing predicts the first token
                 dropped["no supervised token"] += 1
             elif not any(mask[1:limit]):
                 dropped[f"no supervised token within {limit} tokens"] += 1
                 shortest.append(mask.index(True, 1) + 1)
             else:
-                labels = [token if kept else self._ignore for token, kept in zip(ids, mask, strict=True)]
                 examples.append({"input_ids": ids[:limit], "labels": labels[:limit]})
         self._report(split, len(rows), examples, dropped, shortest)
         return examples
@@ -65,7 +66,7 @@ class SftTrainer:
         count = len(examples["train"])
         batch = training.per_device_train_batch_size
         per_epoch = math.ceil(math.ceil(count / batch) / training.gradient_accumulation_steps)
-        by_epochs = math.ceil(per_epoch * training.num_train_epochs)
+        by_epochs = math.ceil(round(per_epoch * training.num_train_epochs, 6))  # 0.1 * 30 is a little more than 3
         return Plan(
             total_steps=training.max_steps if training.max_steps > 0 else by_epochs,
             steps_per_epoch=per_epoch,
@@ -111,19 +112,24 @@ class SftTrainer:
         tokenizer = self._tokenizer.model_max_length
         return own or model or (tokenizer if tokenizer < SANE_LENGTH else SANE_LENGTH)
 
-    def _plain(self, row: Row, place: str) -> tuple[list[int], list[bool]]:
+    def _plain(self, row: Row, place: str) -> tuple[list[int], list[int]]:
+        """Return (token ids, labels) of a row of tokens, as they are, or of a text, all of it supervised."""
         if "input_ids" in row:
-            ids = list(row["input_ids"])
-            labels = row.get("labels")
-            return ids, [True] * len(ids) if labels is None else [label != self._ignore for label in labels]
+            ids, labels = list(row["input_ids"]), row.get("labels")
+            labels = list(ids if labels is None else labels)
+            if len(ids) != len(labels):
+                raise DataError(f"{place}: {len(ids)} input_ids and {len(labels)} labels; each token needs its label.")
+            return ids, labels
         if not isinstance(row.get("text"), str):
             keys = ", ".join(map(str, row))
             raise DataError(f"{place}: a row with the keys {keys} cannot be trained on; it needs messages or text.")
-        ids = self._tokenizer(row["text"])["input_ids"]
-        end = self._tokenizer.eos_token_id
+        ids = list(self._tokenizer(row["text"])["input_ids"])
+        begin, end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        if begin is not None and ids[:2] == [begin, begin]:
+            ids = ids[1:]  # the text brought its own
         if end is not None and (not ids or ids[-1] != end):
             ids = [*ids, end]
-        return ids, [True] * len(ids)
+        return ids, list(ids)
 
     def _report(
         self, split: str, rows: int, examples: Sequence[Any], dropped: Counter[str], shortest: list[int]
