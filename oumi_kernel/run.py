@@ -32,6 +32,8 @@ def run_training(loaded: LoadedConfig, resolution: Resolution, world: World | No
         for warning in (*loaded.warnings, *resolution.warnings):
             _log.warning("%s", warning)
         kernel = Kernel(resolution)
+        if run.world.is_main:
+            (run.output_dir / "failure.json").unlink(missing_ok=True)  # an earlier run's
         try:
             with kernel.manager.attributed():
                 return _train(kernel, run, loaded)

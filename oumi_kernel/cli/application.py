@@ -11,8 +11,8 @@ from oumi_kernel.loading import split_overrides
 
 _ABOUT = "Fine-tune language models from one YAML file. Everything that trains is a plugin."
 _START = (
-    "Start here:\n  oumi run quickstart          train a tiny model in under two minutes\n"
-    "  oumi COMMAND --help         what a command takes"
+    "Start here:\n  oumi run quickstart    train a tiny model in under two minutes\n"
+    "  oumi COMMAND --help    what a command takes"
 )
 _KEYS = (
     "Any configuration key is an option too: --training.learning_rate 5e-5, --training.compile, "
@@ -30,7 +30,7 @@ def application() -> App:
     groups = {name: _app(name, about) for name, about in GROUPS.items()}
     for group in groups.values():
         app.command(group)
-    for command in COMMANDS:
+    for position, command in enumerate(COMMANDS):
         *parents, name = command.words
         parent = groups[parents[0]] if parents else app
         parent.command(
@@ -39,6 +39,7 @@ def application() -> App:
             help=command.summary,
             usage=f"Usage: {command.usage}",
             help_epilogue=_epilogue(command),
+            sort_key=position,
         )
     return app
 
@@ -67,7 +68,7 @@ def _app(name: str, about: str, epilogue: str = "") -> App:
     return App(
         name=name,
         help=about,
-        help_epilogue=epilogue or None,
+        help_epilogue=epilogue,
         help_format="plaintext",
         version_flags=[],
         default_parameter=Parameter(negative=()),

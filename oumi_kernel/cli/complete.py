@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from oumi_kernel.cli.commands import COMMANDS, Command
 
@@ -44,7 +45,8 @@ def candidates(before: Sequence[str], current: str) -> list[str]:
     if option:
         return _matching(_values(command, option), current)
     if current.startswith("-"):
-        keys = _keys_under(current.removeprefix("--"), "--") if command.overrides and current.startswith("--") else []
+        prefix = "--no-" if current.startswith("--no-") else "--"
+        keys = _keys_under(current[len(prefix) :], prefix) if command.overrides and current.startswith("--") else []
         return _matching(("--help", *command.options), current) + keys
     return _argument(command, current)
 
@@ -74,16 +76,23 @@ def _values(command: Command, option: str) -> Iterable[str]:
         return FAMILIES
     if option in command.options or not command.overrides:
         return command.options.get(option, ())
-    from oumi_kernel.cli.keys import NAMING_KEYS, all_keys, choices, pattern_of
+    from oumi_kernel.cli.keys import NAMING_KEYS, all_keys, pattern_of
 
     pattern = pattern_of(option.removeprefix("--"))
     family = next((key.family for key in NAMING_KEYS if key.path == pattern), "")
     if family:
         from oumi_kernel.plugins import scan
+        from oumi_kernel.plugins.families import DEFAULT
 
-        return scan().names(family)
+        return [name for name in scan().names(family) if name != DEFAULT]
     key = all_keys().get(pattern)
-    return choices(key.type) if key else ()
+    return _words_of(key.type) if key else ()
+
+
+def _words_of(type_: Any) -> Iterable[str]:
+    from oumi_kernel.loading.describe import choices, expectation
+
+    return choices(type_) or (("true", "false") if "true or false" in expectation(type_) else ())
 
 
 def _argument(command: Command, current: str) -> list[str]:

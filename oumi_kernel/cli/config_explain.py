@@ -5,15 +5,20 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
 
-from oumi_kernel.cli.keys import REQUIRED, Key, all_keys, describe, keys_of, pattern_of, write
+from oumi_kernel.cli.configuration import open_config
+from oumi_kernel.cli.keys import REQUIRED, Key, all_keys, keys_of, pattern_of, write
 from oumi_kernel.errors import ConfigError, Problem
-from oumi_kernel.loading import LoadedConfig, Override
+from oumi_kernel.loading import LoadedConfig, Override, load_text
+from oumi_kernel.loading.aliases import ALIASES
+from oumi_kernel.loading.describe import expectation
+from oumi_kernel.manifest import effective_config
+from oumi_kernel.plugins import Catalogue, Resolution, resolve, scan
 from oumi_kernel.plugins.keys import value_at
 
 _WITHOUT_FILE = "model:\n  model_name: unset/unset\ndata:\n  train:\n    datasets:\n      - dataset_name: unset/unset\n"
@@ -28,12 +33,14 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         loaded: The configuration.
         named: Whether the user named one; otherwise there are only defaults and flags.
+        effective: The whole configuration as plain data; values from the environment by the variable's name.
         components: Key of parameters -> the struct that types them, and who offers it.
     """
 
     loaded: LoadedConfig
     named: bool
-    components: dict[str, tuple[type[msgspec.Struct], str]]
+    effective: dict[str, Any]
+    components: Mapping[str, tuple[type[msgspec.Struct], str]]
 
 
 def explain(
@@ -41,7 +48,7 @@ def explain(
     config: str | None = None,
     /,
     *,
-    plugin: Sequence[str] = (),
+    plugin: Annotated[Sequence[str], Parameter(show_default=False)] = (),
     overrides: Annotated[Sequence[Override], Parameter(parse=False)],
 ) -> None:
     """Explain one key, or list the keys of a section.
@@ -55,35 +62,46 @@ def explain(
     Raises:
         ConfigError: There is no such key, or the configuration is wrong.
     """
-    view = _view(config, overrides, plugin)
-    path = _DOTTED_INDEX.sub(r"[\1]", key.removeprefix("--"))
-    found, owner = _find(path, view)
-    lines = _section(found, path, view) if found.struct and not found.repeated else _value(found, path, view)
-    sys.stdout.write(f"{path}\n")
-    sys.stdout.write(
-        "".join(f"  {line}\n" for line in (*found.doc.splitlines(), *([owner] if owner else []), "", *lines))
+    asked = _DOTTED_INDEX.sub(r"[\1]", key.removeprefix("--"))
+    path = next((alias.new for alias in ALIASES if alias.old == asked), asked)
+    loaded, catalogue = _open(config, overrides, plugin)
+    resolution = resolve(loaded, catalogue)
+    if loaded.problems or resolution.problems:
+        sys.stderr.write(f"{config or 'the defaults'}: has problems; 'oumi config validate' shows them.\n")
+    view = View(
+        loaded=loaded,
+        named=config is not None,
+        effective=effective_config(loaded),
+        components=_components(path, resolution, catalogue),
     )
+    found, owner = _find(path, view)
+    head = [f"'{asked}' is another spelling of it."] if asked != path else []
+    body = _section(found, path, view) if found.struct and not found.repeated else _value(found, path, view)
+    lines = (*found.doc.splitlines(), *([owner] if owner else []), *head, "", *body)
+    sys.stdout.write(f"{path}\n" + "".join(f"  {line}".rstrip() + "\n" for line in lines))
 
 
-def _view(config: str | None, overrides: Sequence[Override], plugins: Sequence[str]) -> View:
-    from oumi_kernel.cli.configuration import open_config
-    from oumi_kernel.loading import load_text
-    from oumi_kernel.plugins import resolve, scan
+def _open(config: str | None, overrides: Sequence[Override], plugins: Sequence[str]) -> tuple[LoadedConfig, Catalogue]:
+    if config is not None:
+        return open_config(config, overrides, plugins)
+    catalogue = scan(plugins)
+    return load_text(_WITHOUT_FILE, "defaults", overrides, sections=catalogue.sections), catalogue
 
-    if config is None:
-        catalogue = scan(plugins)
-        loaded = load_text(_WITHOUT_FILE, "defaults", overrides, sections=catalogue.sections)
-    else:
-        loaded, catalogue = open_config(config, overrides, plugins)
-    components = {
+
+def _components(
+    path: str, resolution: Resolution, catalogue: Catalogue
+) -> Mapping[str, tuple[type[msgspec.Struct], str]]:
+    """Return the structs of the selected components' parameters, and of the plugin's section that `path` is in."""
+    found: dict[str, tuple[type[msgspec.Struct], str]] = {
         choice.kwargs_path: (choice.component.params_type, f"of {choice.entry.name}, from {choice.entry.label}")
-        for choice in resolve(loaded, catalogue).selected
+        for choice in resolution.selected
         if choice.kwargs_path
     }
-    for name in catalogue.sections:
-        entry, struct = catalogue.section(name)
-        components[name] = (struct, f"from {entry.label}")
-    return View(loaded=loaded, named=config is not None, components=components)
+    section = pattern_of(path).partition(".")[0]
+    if section in catalogue.sections:
+        entry, struct = catalogue.section(section)
+        found[section] = (struct, f"from {entry.label}")
+    return found
 
 
 def _find(path: str, view: View) -> tuple[Key, str]:
@@ -121,18 +139,19 @@ def _section(key: Key, path: str, view: View) -> Iterator[str]:
     keys = keys_of(key.struct, key.path) if key.struct else ()
     width = max((len(inner.name) for inner in keys), default=0)
     for inner in keys:
-        yield f"{inner.name:<{width}}  {describe(inner.type)}{_now(inner, f'{path}.{inner.name}', view)}"
+        yield f"{inner.name:<{width}}  {expectation(inner.type)}{_now(inner, f'{path}.{inner.name}', view)}"
     if not keys:
         yield "It has no keys."
 
 
 def _value(key: Key, path: str, view: View) -> Iterator[str]:
-    yield f"type     {describe(key.type)}"
+    yield f"type     {expectation(key.type)}"
     yield f"default  {write(key.default)}"
     if key.struct is not None and key.repeated:
         yield f"keys     {', '.join(inner.name for inner in keys_of(key.struct))}"
-    if _current(path, key, view) is not REQUIRED:
-        yield f"value    {_shown(path, key, view)}"
+    value = _current(path, key, view)
+    if value is not REQUIRED:
+        yield f"value    {write(value)}"
         yield f"from     {_origin(path, view)}"
 
 
@@ -141,29 +160,23 @@ def _now(key: Key, path: str, view: View) -> str:
     if key.struct is not None:
         return ""
     if _given(path, view):
-        return f"; {_shown(path, key, view)} ({_origin(path, view)})"
+        return f"; {write(_current(path, key, view))} ({_origin(path, view)})"
     return "; required" if key.default is REQUIRED else f"; default {write(key.default)}"
 
 
 def _given(path: str, view: View) -> bool:
     origin = view.loaded.document.origin(path)
-    return origin.kind == "override" or (view.named and origin.kind != "default")
+    return origin.kind != "default" and (view.named or (origin.place is not None and not origin.place.line))
 
 
 def _current(path: str, key: Key, view: View) -> Any:
     """Return the effective value at a path; the key's default where the path has none, such as without an index."""
     if not _given(path, view):
         return key.default
-    section = path.partition(".")[0]
-    root = view.loaded.extra_sections if section in view.loaded.extra_sections else view.loaded.config
     try:
-        return value_at(root, path)
+        return value_at(view.effective, path)
     except (AttributeError, KeyError, IndexError):
         return key.default
-
-
-def _shown(path: str, key: Key, view: View) -> str:
-    return view.loaded.document.environment.get(path) or write(_current(path, key, view))
 
 
 def _origin(path: str, view: View) -> str:
@@ -172,4 +185,5 @@ def _origin(path: str, view: View) -> str:
     origin = view.loaded.document.origin(path)
     where = str(origin.place) if origin.place else origin.kind
     line = origin.place.text.strip() if origin.place else ""
-    return ", ".join(part for part in (f"{where}  {line}".rstrip(), origin.note) if part)
+    note = f"written as {origin.note}" if origin.note else ""
+    return ", ".join(part for part in (f"{where}  {line}".rstrip(), note) if part)

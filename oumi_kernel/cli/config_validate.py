@@ -16,7 +16,7 @@ from oumi_kernel.loading import Override
 def validate(
     *configs: str,
     format: Literal["text", "json", "github"] = "text",
-    plugin: Sequence[str] = (),
+    plugin: Annotated[Sequence[str], Parameter(show_default=False)] = (),
     overrides: Annotated[Sequence[Override], Parameter(parse=False)],
 ) -> int:
     """Show what is wrong with configurations, and what of them cannot run here.

@@ -1,4 +1,4 @@
-"""The JSON Schema of a configuration: msgspec's, made as lenient as the loader and as knowing as the catalogue."""
+"""The JSON Schema of a configuration: msgspec's, with the spellings that the loader takes and what is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from msgspec import inspect
 from oumi_kernel.cli.keys import NAMING_KEYS, REQUIRED, Key, all_keys, keys_of
 from oumi_kernel.config import TrainingConfig
 from oumi_kernel.errors import PluginError
+from oumi_kernel.loading.aliases import ALIASES, SWITCHES
 from oumi_kernel.plugins import Catalogue
+from oumi_kernel.plugins.families import DEFAULT
 from oumi_kernel.schema import dump
 
 Schema = dict[str, Any]
@@ -27,7 +29,8 @@ def build_schema(catalogue: Catalogue) -> Schema:
 
     Names of installed components are offered, not required: a name may also be a hub id, or one that is installed
     where the configuration runs. The parameters of the default components, and sections that plugins own, are
-    described by importing those; a section whose plugin is broken is left open.
+    described by importing those; a section whose plugin is broken is left open. It is stricter than the loader where
+    that merely tolerates a spelling: mixed case in a choice, quotes around a number, a bare number as text.
     """
     body, definitions = _components(TrainingConfig)
     document: Schema = {
@@ -42,18 +45,23 @@ def build_schema(catalogue: Catalogue) -> Schema:
         "pattern": r"\$\{(env|ref):",
     }
     _offer_names(definitions, catalogue)
-    _describe_default_parameters(definitions, catalogue)
+    homes = {key.path: key.struct.__name__ for key in all_keys().values() if key.struct and not key.repeated}
+    homes |= _describe_default_parameters(definitions, catalogue)
+    _add_spellings(definitions, homes)
     _add_sections(document, catalogue)
     return document
 
 
-def _components(struct: type[msgspec.Struct]) -> tuple[Schema, dict[str, Schema]]:
-    """Return the schema of a struct, a reference, and the definitions that it and everything below it needs."""
-    (body,), found = msgspec.json.schema_components([struct], ref_template="#/$defs/{name}")
+def _components(struct: type[msgspec.Struct], prefix: str = "") -> tuple[Schema, dict[str, Schema]]:
+    """Return the schema of a struct, a reference, and the definitions that it and everything below it needs.
+
+    A `prefix` of their names keeps plugins' structs apart, which may be named like others.
+    """
+    (body,), found = msgspec.json.schema_components([struct], ref_template=f"#/$defs/{prefix}{{name}}")
     definitions: dict[str, Schema] = {}
     for cls in _classes(struct):
         schema = found[cls.__name__]
-        definitions[cls.__name__] = _enum(cls) if issubclass(cls, Enum) else _section(cls, schema)
+        definitions[prefix + cls.__name__] = _enum(cls) if issubclass(cls, Enum) else _section(cls, schema)
     return body, definitions
 
 
@@ -61,7 +69,7 @@ def _classes(struct: type[msgspec.Struct]) -> Iterator[type[Any]]:
     """Yield each struct and enum that a struct is made of, once."""
     seen: dict[type[Any], None] = {struct: None}
     for key in all_keys(struct).values():
-        for kind in _leaves(key.type):
+        for kind in _leaves(inspect.type_info(key.type)):
             if isinstance(kind, inspect.StructType | inspect.EnumType):
                 seen[kind.cls] = None
     yield from seen
@@ -129,33 +137,51 @@ def _offer_names(definitions: dict[str, Schema], catalogue: Catalogue) -> None:
     for naming in NAMING_KEYS:
         owner, name = _owner(naming.path)
         prop = definitions[owner]["properties"][name]
-        names = [{"enum": list(catalogue.names(naming.family))}] if catalogue.names(naming.family) else []
+        installed = [word for word in catalogue.names(naming.family) if word != DEFAULT]
         kept = {k: prop.pop(k) for k in ("type", "anyOf", "minLength") if k in prop}
-        forms = kept.pop("anyOf", None) or [kept]
-        prop["anyOf"] = [*names, *(form for form in forms if form not in names)]
+        prop["anyOf"] = [{"enum": installed}] * bool(installed) + (kept.pop("anyOf", None) or [kept])
 
 
-def _describe_default_parameters(definitions: dict[str, Schema], catalogue: Catalogue) -> None:
-    """Type the `*_kwargs` of a component where the configuration leaves the choice to the default."""
+def _describe_default_parameters(definitions: dict[str, Schema], catalogue: Catalogue) -> dict[str, str]:
+    """Type the `*_kwargs` of a component where the configuration leaves the choice to the default.
+
+    Returns:
+        Key of parameters -> name of the definition that types them.
+    """
+    homes: dict[str, str] = {}
     for naming in NAMING_KEYS:
         default = all_keys()[naming.path].default
         if not naming.kwargs or not isinstance(default, str):
             continue
-        entry = catalogue.find(naming.family, default)
-        if entry is None:
+        try:
+            entry = catalogue.find(naming.family, default)
+            params = catalogue.load(entry).params_type if entry else None
+        except PluginError:  # its parameters stay open; whoever uses it is told
             continue
-        params = catalogue.load(entry).params_type
-        body, found = _components(params)
-        definitions |= found
+        if entry is None or params is None:
+            continue
+        body, found = _components(params, f"{naming.family}.")
+        definitions.update(found)
+        homes[naming.kwargs] = f"{naming.family}.{params.__name__}"
         owner, name = _owner(naming.path)
-        same = [default, *entry.also]
-        section = definitions[owner]
-        section.setdefault("allOf", []).append(
-            {
-                "if": {"properties": {name: {"enum": same}}},
-                "then": {"properties": {naming.kwargs.rpartition(".")[2]: {"anyOf": [body, {"type": "null"}]}}},
-            }
-        )
+        chosen = {"properties": {name: {"enum": [default, *entry.also]}}}
+        typed = {"properties": {naming.kwargs.rpartition(".")[2]: {"anyOf": [body, {"type": "null"}]}}}
+        definitions[owner].setdefault("allOf", []).append({"if": chosen, "then": typed})
+    return homes
+
+
+def _add_spellings(definitions: dict[str, Schema], homes: dict[str, str]) -> None:
+    """Take the other spellings of keys that the loader takes."""
+    for alias in ALIASES:
+        section, _, old = alias.old.rpartition(".")
+        target, _, new = alias.new.rpartition(".")
+        meant = definitions[homes[target]]["properties"].get(new) if target in homes else None
+        if meant is None or section not in homes:
+            continue
+        forms = {name: value for name, value in meant.items() if name not in ("default", "description")}
+        forms = {"anyOf": [{"type": "boolean"}, _REFERENCE]} if alias.old in SWITCHES else forms
+        properties = definitions[homes[section]]["properties"]
+        properties[old] = {"description": f"Another spelling of `{alias.new}`.", **forms}
 
 
 def _add_sections(document: Schema, catalogue: Catalogue) -> None:
@@ -166,8 +192,8 @@ def _add_sections(document: Schema, catalogue: Catalogue) -> None:
         except PluginError as error:
             root["properties"][name] = {"description": f"Cannot be described: {error}"}
             continue
-        body, found = _components(struct)
-        document["$defs"] |= found
+        body, found = _components(struct, f"{name}.")
+        document["$defs"].update(found)
         root["properties"][name] = {"anyOf": [body, {"type": "null"}]}
 
 

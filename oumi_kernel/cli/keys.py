@@ -23,7 +23,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         path: Where it stands; `[]` for any item of a list: `data.train.datasets[].split`.
-        type: What it takes, as msgspec describes it.
+        type: What it takes, as annotated.
         default: Its default; `REQUIRED` where there is none.
         doc: What it does; may be empty.
         struct: The struct of the section that it holds (or of each item of its list); None for a value.
@@ -31,7 +31,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     path: str
-    type: inspect.Type
+    type: Any
     default: Any
     doc: str
     struct: type[msgspec.Struct] | None = None
@@ -113,67 +113,21 @@ def struct_of(kind: inspect.Type) -> tuple[type[msgspec.Struct] | None, bool]:
     return None, False
 
 
-def choices(kind: inspect.Type) -> tuple[str, ...]:
-    """Return the closed set of values that a type takes, as a configuration writes them; empty for an open one."""
-    kind = _bare(kind)
-    if isinstance(kind, inspect.UnionType):
-        return tuple(choice for member in kind.types for choice in choices(member))
-    if isinstance(kind, inspect.EnumType):
-        return tuple(dump(member) for member in kind.cls)
-    if isinstance(kind, inspect.LiteralType):
-        return tuple(str(value) for value in kind.values)
-    return ("true", "false") if isinstance(kind, inspect.BoolType) else ()
-
-
-def describe(kind: inspect.Type) -> str:
-    """Return a type in words: `whole number >= 1, or auto, or null`."""
-    if isinstance(kind, inspect.Metadata):
-        examples: list[Any] = (kind.extra_json_schema or {}).get("examples", [])
-        return describe(kind.type) + (f" such as {', '.join(map(str, examples))}" if examples else "")
-    if isinstance(kind, inspect.UnionType):
-        members = [describe(member) for member in kind.types if not isinstance(member, inspect.NoneType)]
-        return ", or ".join(members + ["null"] * kind.includes_none)
-    if isinstance(kind, inspect.IntType | inspect.FloatType):
-        return ("whole number" if isinstance(kind, inspect.IntType) else "number") + _range(kind)
-    if isinstance(kind, inspect.ListType):
-        return f"list of {describe(kind.item_type)}"
-    words = choices(kind)
-    if len(words) == 1:
-        return words[0]
-    if words:
-        return "true or false" if isinstance(kind, inspect.BoolType) else f"one of {', '.join(words)}"
-    return _PLAIN.get(type(kind), "anything")
-
-
 def write(value: Any) -> str:
     """Return a value as a configuration writes it, on one line."""
     if value is REQUIRED:
         return "none: it must be given"
     plain = dump(value)
-    return plain if isinstance(plain, str) and plain.isidentifier() else msgspec.json.encode(plain).decode()
-
-
-_PLAIN: dict[type[inspect.Type], str] = {
-    inspect.StrType: "text",
-    inspect.DictType: "keys of your own, with any values",
-    inspect.StructType: "section",
-    inspect.NoneType: "null",
-}
+    if isinstance(plain, float) or (isinstance(plain, str) and plain.isidentifier()):
+        return str(plain)
+    return msgspec.json.encode(plain).decode()
 
 
 def _key(path: str, field: msgspec.structs.FieldInfo, doc: str) -> Key:
-    kind = inspect.type_info(field.type)
-    struct, repeated = struct_of(kind)
+    struct, repeated = struct_of(inspect.type_info(field.type))
     default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
-    return Key(path=path, type=kind, default=default, doc=doc, struct=struct, repeated=repeated)
+    return Key(path=path, type=field.type, default=default, doc=doc, struct=struct, repeated=repeated)
 
 
 def _bare(kind: inspect.Type) -> inspect.Type:
     return _bare(kind.type) if isinstance(kind, inspect.Metadata) else kind
-
-
-def _range(kind: inspect.IntType | inspect.FloatType) -> str:
-    """Return the bounds that mean something: the largest finite number is no bound to a reader."""
-    signs = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
-    bounds = [(sign, getattr(kind, name)) for name, sign in signs if getattr(kind, name) is not None]
-    return "".join(f" {sign} {bound:g}" for sign, bound in bounds if abs(bound) < 1e300)

@@ -8,9 +8,10 @@ import inspect
 import sys
 from collections.abc import Iterator
 
-from oumi_kernel.cli.keys import NAMING_KEYS, Key, describe, keys_of, write
+from oumi_kernel.cli.keys import NAMING_KEYS, Key, keys_of, write
 from oumi_kernel.component import Component
 from oumi_kernel.errors import PluginError
+from oumi_kernel.loading.describe import expectation
 from oumi_kernel.plugins import FAMILIES, Catalogue, Entry, scan
 from oumi_kernel.plugins.families import normalise
 
@@ -91,5 +92,5 @@ def _parameters(entry: Entry, keys: tuple[Key, ...]) -> Iterator[str]:
         return
     yield f"  Parameters{f' ({where})' if where else ''}:"
     for key in keys:
-        yield f"    {key.name}: {describe(key.type)}; default {write(key.default)}"
+        yield f"    {key.name}: {expectation(key.type)}; default {write(key.default)}"
         yield from (f"      {line}" for line in key.doc.splitlines())

@@ -14,7 +14,7 @@ def run(
     config: str,
     /,
     *,
-    plugin: Sequence[str] = (),
+    plugin: Annotated[Sequence[str], Parameter(show_default=False)] = (),
     overrides: Annotated[Sequence[Override], Parameter(parse=False)],
 ) -> None:
     """Train as a configuration says.
@@ -44,7 +44,7 @@ def run(
 def train(
     *,
     config: Annotated[str, Parameter(alias="-c")],
-    plugin: Sequence[str] = (),
+    plugin: Annotated[Sequence[str], Parameter(show_default=False)] = (),
     overrides: Annotated[Sequence[Override], Parameter(parse=False)],
 ) -> None:
     """Do what `run` does.

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from oumi_kernel.errors import Problem
+from oumi_kernel.loading.describe import shown
 from oumi_kernel.loading.document import Document
 
 
@@ -52,30 +53,33 @@ def apply_aliases(document: Document) -> Iterator[Problem]:
         if not found:
             continue
         if alias.old in SWITCHES and not isinstance(written, bool):
-            yield _problem(document, alias.old, "wrong-type", f"expected true or false, got {written!r}.")
+            got = document.environment.get(alias.old) or shown(written)
+            yield _problem(document, alias.old, "wrong-type", f"expected true or false, got {got}.")
             document.remove(alias.old)
             continue
         meaning = alias.value(written)
         if meaning is None:
             document.remove(alias.old)
             continue
-        clash = next(_clashes(document, {alias.new: meaning} | alias.also), None)
+        meant = {alias.new: meaning} | alias.also
+        clash = next(_clashes(document, meant), "")
         if clash:
-            yield _problem(document, alias.old, "conflict", f"means {clash[0]}: {clash[1]}, but {clash[2]}.")
+            yield _problem(document, alias.old, "conflict", f"means {clash}.")
             document.remove(alias.old)
             continue
-        document.move(alias.old, alias.new, meaning)
-        for key, value in alias.also.items():
-            document.put(key, value)
+        try:
+            document.move(alias.old, meant)
+        except KeyError:  # a section is no mapping, which is reported when it is typed
+            document.remove(alias.old)
 
 
-def _clashes(document: Document, meant: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _clashes(document: Document, meant: dict[str, Any]) -> Iterator[str]:
     for key, value in meant.items():
         there, current = document.get(key)
         if there and current is not None and _plain(current) != _plain(value):
-            origin = document.origin(key)
-            spelling = origin.note or key
-            yield key, value, f"{spelling} is there too and says {current!r}"
+            other = document.origin(key).note
+            says = f"{other} means {shown(current)}" if other else f"{key} is there too and says {shown(current)}"
+            yield f"{key}: {shown(value)}, but {says}"
 
 
 def _plain(value: Any) -> Any:

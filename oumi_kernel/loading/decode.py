@@ -5,19 +5,21 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 
 from oumi_kernel.errors import ConfigError, Problem
 from oumi_kernel.loading.describe import did_you_mean, refusal, shown
-from oumi_kernel.loading.document import Document
-from oumi_kernel.loading.misplaced import section_of
+from oumi_kernel.loading.document import Document, child
+from oumi_kernel.loading.misplaced import belongs
 from oumi_kernel.loading.yaml_reader import scalar
 from oumi_kernel.schema import Params
 
 PLACEHOLDER = "?"
 LISTED = 12
+MAX_PROBLEMS = 100
+LONGEST_PATH = 200
 
 
 def convert(data: Any, type_: Any, *, document: Document, path: str, distribution: str = "") -> Any:
@@ -35,14 +37,25 @@ def convert(data: Any, type_: Any, *, document: Document, path: str, distributio
 def decode(
     data: Any, type_: Any, *, document: Document, path: str = "", distribution: str = ""
 ) -> tuple[Any, list[Problem]]:
-    """Return (typed value, problems). Where there are problems, defaults stand in, so that rules can still run."""
+    """Return (typed value, problems).
+
+    Where there are problems, defaults stand in for bad values, so that rules can still run; the value is None where a
+    required value is missing that nothing can stand in for.
+    """
     walk = _Walk(document, distribution)
     try:
         value = msgspec.convert(data, type_)
     except (msgspec.ValidationError, RecursionError):
-        value = msgspec.convert(walk.struct(data, type_, path), type_)
-    walk.problems.extend(walk.rules(value, path))
-    return value, walk.problems
+        fitted = walk.struct(data, type_, path)
+        try:
+            value = msgspec.convert(fitted, type_)
+        except msgspec.ValidationError as error:
+            if not walk.problems:  # a check that the struct's author wrote into the struct itself
+                walk.report("rule", path, f"{error}.")
+            return None, walk.finish()
+    for problem in walk.rules(value, path):
+        walk.add(problem)
+    return value, walk.finish()
 
 
 class _Walk:
@@ -51,6 +64,7 @@ class _Walk:
     def __init__(self, document: Document, distribution: str) -> None:
         self.document, self.distribution = document, distribution
         self.problems: list[Problem] = []
+        self.unreported = 0
 
     def struct(self, data: Any, struct: type[Any], path: str) -> dict[str, Any]:
         """Return the part of `data` that fits `struct`; report the rest."""
@@ -62,7 +76,7 @@ class _Walk:
         fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
         good: dict[str, Any] = {}
         for key, value in data.items():
-            inner = f"{path}.{key}" if path else str(key)
+            inner = child(path, key)
             if key not in fields:
                 self.unknown(key, tuple(fields), path, inner)
             else:
@@ -72,26 +86,37 @@ class _Walk:
         for name, field in fields.items():
             if field.required and name not in good:
                 if name not in data:
-                    self.missing(name, path)
-                good[name] = self.placeholder(field.type, f"{path}.{name}" if path else name)
+                    self.report("missing-key", child(path, name), f"'{name}' is required here.", at_key=True)
+                good[name] = self.placeholder(field.type, child(path, name))
         return good
 
     def value(self, value: Any, type_: Any, path: str) -> tuple[bool, Any]:
-        """Return (whether it fits, the value, repaired where that is allowed)."""
-        struct = _struct_in(type_)
-        if struct and (isinstance(value, dict) or (value is None and not _takes_none(type_))):
+        """Return (whether it fits, the value, repaired where that is allowed); report what does not fit."""
+        options = tuple(_options(type_))
+        struct = _struct_in(options)
+        if struct and (isinstance(value, dict) or (value is None and type(None) not in options)):
             return True, self.struct(value, struct, path)
-        item = _struct_item(type_)
-        if item and isinstance(value, list):
-            return True, [self.struct(entry, item, f"{path}[{index}]") for index, entry in enumerate(value)]
+        items = _items(value, options)
+        if items is not None:
+            parts, item_type = items
+            fitted = {part: self.value(item, item_type, child(path, part)) for part, item in parts}
+            if not all(fits for fits, _ in fitted.values()):
+                return False, None
+            found = {part: item for part, (_, item) in fitted.items()}
+            value = found if isinstance(value, dict) else list(found.values())
+        return self.leaf(value, type_, path)
+
+    def leaf(self, value: Any, type_: Any, path: str) -> tuple[bool, Any]:
+        """Do what `value` does for what has no parts, or whose parts fit."""
         for candidate in self.candidates(value, path):
             try:
                 msgspec.convert(candidate, type_)
             except (msgspec.ValidationError, RecursionError):
                 continue
             return True, candidate
-        code, message, hint = refusal(type_, value)
-        self.report(code, path, message, hint)
+        if self.room():
+            code, message, hint = refusal(type_, value, self.document.environment.get(path))
+            self.report(code, path, message, hint)
         return False, None
 
     def candidates(self, value: Any, path: str) -> Iterator[Any]:
@@ -99,75 +124,93 @@ class _Walk:
         yield value
         if isinstance(value, float) and value.is_integer():
             yield int(value)
-        if isinstance(value, str) and scalar(value) != value:
-            yield scalar(value)
-            if isinstance(number := scalar(value), float) and number.is_integer():
+        if isinstance(value, str) and isinstance(number := scalar(value), int | float) and not isinstance(number, bool):
+            yield number
+            if isinstance(number, float) and number.is_integer():
                 yield int(number)
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield self.document.text_at(path) or str(value)
+        if (typed := self.document.typed_at(path)) is not None:
+            yield typed
 
     def unknown(self, key: str, known: tuple[str, ...], path: str, inner: str) -> None:
         """Report a key that the struct does not have, with the nearest, or the section that it belongs to."""
-        section = section_of(key, known_here=path) if not self.distribution else ""
-        near = did_you_mean(key, known)
-        if section:
-            hint = f"this key belongs under `{section}`"
-        elif near:
-            hint = near.strip()
-        else:
-            hint = f"keys here: {', '.join(known)}" if 0 < len(known) <= LISTED else ""
-        self.report("unknown-key", inner, f"unknown key '{key}'.", hint, at_key=True)
-
-    def missing(self, name: str, path: str) -> None:
-        """Report a required key that is not there."""
-        key = f"{path}.{name}" if path else name
-        self.report("missing-key", key, f"'{name}' is required here.", at_key=True)
+        if not self.room():
+            return
+        hint = belongs(key, known_here=path) if not self.distribution else ""
+        hint = hint or did_you_mean(key, known).strip()
+        if not hint and 0 < len(known) <= LISTED:
+            hint = f"keys here: {', '.join(known)}"
+        self.report("unknown-key", inner, f"unknown key {shown(key)}.", hint, at_key=True)
 
     def placeholder(self, type_: Any, path: str) -> Any:
         """Return something for a required key, so that the rest can be checked."""
-        struct = _struct_in(type_)
+        struct = _struct_in(tuple(_options(type_)))
         if struct is None:
             return PLACEHOLDER
-        before = len(self.problems)
-        value = self.struct({}, struct, path)
-        if before and any(problem.path == path for problem in self.problems[:before]):
-            del self.problems[before:]  # the section is missing: its required keys need no lines of their own
-        return value
+        silent = _Walk(self.document, self.distribution)  # the section itself was reported; not its required keys too
+        return silent.struct({}, struct, path)
 
     def rules(self, value: Any, path: str) -> Iterator[Problem]:
         """Yield what the structs' own rules find."""
         if isinstance(value, Params):
             for inner, message in value.check():
                 key = f"{path}.{inner}" if path else inner
-                yield Problem(
-                    code="rule",
-                    path=key,
-                    message=message,
-                    place=self.document.place(key),
-                    distribution=self.distribution,
-                )
+                place = self.document.place(key)
+                yield Problem(code="rule", path=key, message=message, place=place, distribution=self.distribution)
             for name in value.__struct_fields__:
-                yield from self.rules(getattr(value, name), f"{path}.{name}" if path else name)
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
-                yield from self.rules(item, f"{path}[{index}]")
+                yield from self.rules(getattr(value, name), child(path, name))
+        elif isinstance(value, dict | list):
+            for part, item in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from self.rules(item, child(path, part))
 
     def report(self, code: str, path: str, message: str, hint: str = "", *, at_key: bool = False) -> None:
         """Note a problem at a key or its value."""
+        if not self.room():
+            return
         place = self.document.key_place(path) if at_key else self.document.place(path)
         owner = self.distribution
-        self.problems.append(Problem(code=code, path=path, message=message, hint=hint, place=place, distribution=owner))
+        self.add(Problem(code=code, path=path, message=message, hint=hint, place=place, distribution=owner))
+
+    def room(self) -> bool:
+        """Return whether another problem will be read by anybody; count it if not."""
+        full = len(self.problems) >= MAX_PROBLEMS
+        self.unreported += full
+        return not full
+
+    def add(self, problem: Problem) -> None:
+        """Note a problem, its path cut to what can be read."""
+        long = len(problem.path) > LONGEST_PATH
+        path = f"{problem.path[:LONGEST_PATH]}..." if long else problem.path
+        self.problems.append(msgspec.structs.replace(problem, path=path))
+
+    def finish(self) -> list[Problem]:
+        """Return the problems, the last of which says how many were left out."""
+        if self.unreported:
+            message = f"{self.unreported:,} more problems are not shown."
+            self.problems.append(Problem(code="limit", path="", message=message, place=self.document.place("")))
+        return self.problems
 
 
-def _struct_in(type_: Any) -> type[Any] | None:
-    """Return the struct that a type is, or holds beside None."""
-    options = get_args(type_) if get_origin(type_) in (types.UnionType, typing.Union) else (type_,)
+def _options(type_: Any) -> Iterator[Any]:
+    """Yield the types that a type allows: the members of a union, without their constraints."""
+    if get_origin(type_) is Annotated:
+        yield from _options(get_args(type_)[0])
+    elif get_origin(type_) in (types.UnionType, typing.Union):
+        for member in get_args(type_):
+            yield from _options(member)
+    else:
+        yield type(None) if type_ is None else type_
+
+
+def _struct_in(options: tuple[Any, ...]) -> type[Any] | None:
     return next((o for o in options if isinstance(o, type) and issubclass(o, msgspec.Struct)), None)
 
 
-def _takes_none(type_: Any) -> bool:
-    return type(None) in get_args(type_)
-
-
-def _struct_item(type_: Any) -> type[Any] | None:
-    return _struct_in(get_args(type_)[0]) if get_origin(type_) is list else None
+def _items(value: Any, options: tuple[Any, ...]) -> tuple[list[tuple[Any, Any]], Any] | None:
+    """Return ((index or key, item) of a collection, the type of its items); None where only the whole has a type."""
+    kind = type(value)
+    option = next((option for option in options if get_origin(option) is kind and kind in (list, dict)), None)
+    if option is None or get_args(option)[-1] is Any:
+        return None
+    return list(value.items() if isinstance(value, dict) else enumerate(value)), get_args(option)[-1]

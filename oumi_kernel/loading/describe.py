@@ -21,19 +21,26 @@ def expectation(type_: Any) -> str:
     return _expectation(inspect.type_info(type_))
 
 
-def refusal(type_: Any, value: Any) -> tuple[str, str, str]:
-    """Return (code, message, hint) for a value that a type refused."""
+def refusal(type_: Any, value: Any, expression: str | None = None) -> tuple[str, str, str]:
+    """Return (code, message, hint) for a value that a type refused.
+
+    A value that came from the environment may be a secret: its `expression` is shown instead.
+    """
     words = choices(type_)
+    got = f"the value of {expression}" if expression else shown(value)
     if words and isinstance(value, str):
-        hint = f"{did_you_mean(value, words)}choices: {', '.join(words)}"
-        return "unknown-choice", f"{shown(value)} is not a valid choice.", hint
+        near = "" if expression else did_you_mean(value, words)
+        return "unknown-choice", f"{got} is not a valid choice.", f"{near}choices: {', '.join(words)}"
     info = inspect.type_info(type_)
     hint = ""
+    if (value is None or isinstance(value, bool)) and _accepts(info, inspect.StrType):
+        hint = "put it in quotes if it is meant as text"
     if _accepts(info, inspect.BoolType) and str(value).lower() in ("yes", "no", "on", "off"):
         hint = "write true or false"
-    takes_numbers = _accepts(info, (inspect.IntType, inspect.FloatType))
-    code = "out-of-range" if _is_number(value) and takes_numbers else "wrong-type"
-    return code, f"expected {_expectation(info)}, got {shown(value)}.", hint
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    ranges = (inspect.IntType, inspect.FloatType) if is_whole else inspect.FloatType
+    code = "out-of-range" if _is_number(value) and _accepts(info, ranges) else "wrong-type"
+    return code, f"expected {_expectation(info)}, got {got}.", hint
 
 
 def did_you_mean(word: str, words: tuple[str, ...] | list[str]) -> str:

@@ -86,16 +86,24 @@ def _examine(text: str, name: str, overrides: Sequence[Override], sections: Coll
         message = "a configuration is a mapping of sections: model, data, training, ..."
         raise ConfigError(Problem(code="wrong-type", path="", message=message, place=place))
     document = Document(root, text, name)
+    for section, content in root.value.items():
+        root.value[section] = {} if content is None else content  # a section whose keys are all commented out
     found = [*apply_overrides(document, overrides), *interpolate(document), *apply_aliases(document)]
     extra = {section: document.data.pop(section) for section in sections if section in document.data}
     config, problems = decode(document.data, TrainingConfig, document=document)
     document.data.update(extra)
-    found += problems
-    faulty = {problem.path for problem in found}
-    found += [_placed(problem, document) for problem in check(config) if problem.path not in faulty]
+    found += _without_consequences(problems, found)
+    if config is not None:
+        found += _without_consequences([_placed(problem, document) for problem in check(config)], found)
     errors = tuple(problem for problem in found if problem.severity == "error")
     warnings = tuple(problem for problem in found if problem.severity == "warning")
     return LoadedConfig(config=config, document=document, extra_sections=extra, problems=errors, warnings=warnings)
+
+
+def _without_consequences(problems: Sequence[Problem], known: Sequence[Problem]) -> list[Problem]:
+    """Return the problems of keys that have none yet, nor a section above them that has."""
+    faulty = [problem.path for problem in known if problem.severity == "error" and problem.path]
+    return [p for p in problems if not any(p.path == f or p.path.startswith((f"{f}.", f"{f}[")) for f in faulty)]
 
 
 def _placed(problem: Problem, document: Document) -> Problem:
@@ -105,9 +113,13 @@ def _placed(problem: Problem, document: Document) -> Problem:
 def _read(path: Path) -> str:
     """Return the text of a file, and say what is wrong with the file otherwise."""
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise _file_error(path, f"is larger than {MAX_BYTES >> 20} MiB; is it a configuration?")
-        return path.read_bytes().decode("utf-8-sig")
+        if not content.strip():
+            raise _file_error(path, "is empty.", "A configuration needs at least the sections model and data.")
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
         hint = f"did you mean '{path.parent / near[0]}'?" if near else ""

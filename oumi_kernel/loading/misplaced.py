@@ -11,10 +11,21 @@ from oumi_kernel.config import TrainingConfig
 from oumi_kernel.loading.aliases import ALIASES
 
 
-def section_of(key: str, *, known_here: str) -> str:
-    """Return the section that has `key`, other than `known_here`; empty if there is none."""
-    homes = [home for home in _homes().get(key, ()) if home != known_here]
-    return homes[0] if homes else ""
+NAMED = 2
+
+
+def belongs(key: str, *, known_here: str) -> str:
+    """Return a hint that names the sections with such a key, other than `known_here`; empty if there are none."""
+    homes = sorted((home for home in _homes().get(key, ()) if home != known_here), key=_depth)
+    if not homes:
+        return ""
+    if homes[0] == "":
+        return "this key belongs at the top, not in a section"
+    return f"this key belongs under {' or '.join(f'`{home}`' for home in homes[:NAMED])}"
+
+
+def _depth(path: str) -> int:
+    return path.count(".") + path.count("[") + bool(path)
 
 
 @functools.cache

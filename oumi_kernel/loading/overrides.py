@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import msgspec
 
 from oumi_kernel.errors import ConfigError, Place, Problem
-from oumi_kernel.loading.document import COMMAND_LINE, Document
-from oumi_kernel.loading.yaml_reader import read_yaml
+from oumi_kernel.loading.document import COMMAND_LINE, Document, child
+from oumi_kernel.loading.yaml_reader import MAX_DEPTH, Node, read_yaml, scalar
 
 _FLAG = re.compile(r"--(?P<no>no-)?(?P<path>[A-Za-z_][\w-]*(?:(?:\.[\w-]+)|(?:\[[0-9]+\]))+)(?P<value>=.*)?\Z", re.S)
 _MALFORMED = re.compile(r"--(?:no-)?[A-Za-z_][\w-]*[.\[]")
+_OPTION = re.compile(r"--|-[A-Za-z]")
 _INDEX = re.compile(r"\.([0-9]+)(?=[.\[]|\Z)")
 
 
@@ -37,7 +37,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[Override], list[str]]:
     """Separate overrides from the other arguments, wherever they stand.
 
     An option whose name holds `.` or `[` is an override. Its value follows `=`, or is the next argument unless that
-    begins with `--`. Everything after a lone `--` is left alone.
+    is an option itself (`-1e-3` is none). Everything after a lone `--` is left alone.
 
     Raises:
         ConfigError: An option looks like an override, but its key cannot be read.
@@ -59,7 +59,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[Override], list[str]]:
         path = _INDEX.sub(r"[\1]", match["path"])
         if match["value"] is not None:
             overrides.append(Override(path, match["value"][1:], token, bool(match["no"])))
-        elif not match["no"] and arguments and not arguments[0].startswith("--"):
+        elif not match["no"] and arguments and not _OPTION.match(arguments[0]):
             text = arguments.pop(0)
             overrides.append(Override(path, text, f"{token} {text}"))
         else:
@@ -68,11 +68,12 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[Override], list[str]]:
 
 
 def apply_overrides(document: Document, overrides: Sequence[Override]) -> Iterator[Problem]:
-    """Put the values of flags into the tree; mappings merge, everything else replaces. Yields what cannot be put."""
+    """Put the values of flags into the tree; mappings merge (`{}` empties), everything else replaces. Yields what cannot be put."""
     for override in overrides:
         try:
-            value = read_value(override)
-            _put(document, override.path, value, override)
+            if override.path.count(".") + override.path.count("[") >= MAX_DEPTH:
+                raise ConfigError(_problem(override, f"nested more than {MAX_DEPTH} levels deep."))
+            _put(document, override.path, read_value(override), override)
         except ConfigError as error:
             yield from error.problems
         except KeyError as error:
@@ -80,33 +81,39 @@ def apply_overrides(document: Document, overrides: Sequence[Override]) -> Iterat
             yield _problem(override, message, _lengths(document, override.path))
 
 
-def read_value(override: Override) -> Any:
-    """Return the value of a flag, read by the rules of the file.
+def read_value(override: Override) -> Node:
+    """Return the value of a flag: a mapping, list or quoted text as in YAML, otherwise one plain scalar.
 
     Raises:
-        ConfigError: It is not YAML, or `--no-` came with a value.
+        ConfigError: A mapping or list is not YAML, or `--no-` came with a value.
     """
-    if override.text is None:
-        return not override.negated
+    text = override.text
+    if text is None:
+        return Node(value=not override.negated, line=0, column=0)
     if override.negated:
         raise ConfigError(_problem(override, "a flag that begins with --no- takes no value."))
-    if override.text.strip() == "":
-        return override.text
-    try:
-        return read_yaml(override.text, COMMAND_LINE).value
-    except ConfigError as error:
-        if override.text[0] in "{[":
-            raise ConfigError([_problem(override, problem.message) for problem in error.problems]) from None
-        return override.text  # text such as `a: b: c` or `*x` that only looks like YAML
+    if text != text.encode(errors="ignore").decode():
+        shown = msgspec.structs.replace(override, flag=override.flag.encode(errors="replace").decode())
+        raise ConfigError(_problem(shown, "is not UTF-8 text."))
+    plain = text.strip()
+    if plain[:1] in ("{", "[", '"', "'"):
+        try:
+            return read_yaml(text, COMMAND_LINE)
+        except ConfigError as error:
+            if plain[0] in "{[":
+                hint = "Put text that begins with a bracket in quotes of its own: '\"[a-z]+\"'."
+                raise ConfigError([_problem(override, problem.message, hint) for problem in error.problems]) from None
+    return Node(value=scalar(plain) if plain else text, line=0, column=0, text=text)
 
 
-def _put(document: Document, path: str, value: Any, override: Override) -> None:
-    there, current = document.get(path)
-    if isinstance(value, dict) and there and isinstance(current, dict) and value:
-        for key, item in value.items():
-            _put(document, f"{path}.{key}", item, override)
+def _put(document: Document, path: str, node: Node, override: Override) -> None:
+    _, current = document.get(path)
+    if isinstance(node.value, dict) and node.value and isinstance(current, dict):
+        for key, item in node.items.items():
+            _put(document, child(path, key), item, override)
     else:
-        document.put(path, value, flag=override.flag, text=override.text)
+        typed = override.text if path == override.path else None
+        document.put_flag(path, node, flag=override.flag, typed=typed)
 
 
 def _lengths(document: Document, path: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from oumi_kernel.errors import Place, Problem
+from oumi_kernel.loading.document import COMMAND_LINE
 
 Form = Literal["text", "json", "github"]
 WIDTH = 100
@@ -25,9 +27,11 @@ def render_problems(problems: Sequence[Problem], form: Form = "text") -> str:
     return "\n".join(blocks)
 
 
-def _order(problem: Problem) -> tuple[bool, bool, str, int, int]:
+def _order(problem: Problem) -> tuple[bool, int, str, int, int]:
+    """Sort errors before warnings, lines of files before flags before whole files."""
     place = problem.place or Place("")
-    return problem.severity == "warning", problem.place is None, place.source, place.line, place.column
+    rank = 0 if place.line else 1 if place.text else 2
+    return problem.severity == "warning", rank, place.source, place.line, place.column
 
 
 def _text(problem: Problem) -> str:
@@ -36,7 +40,7 @@ def _text(problem: Problem) -> str:
     path = f"{problem.path}: " if problem.path else ""
     lines = [f"{where}{problem.severity}[{problem.code}] {path}{problem.message}{owner}"]
     lines += _excerpt(problem.place, problem.hint) if problem.place and problem.place.text else _plain(problem.hint)
-    return "\n".join(lines)
+    return "\n".join(_printable(line) for line in lines)
 
 
 def _plain(hint: str) -> list[str]:
@@ -44,22 +48,31 @@ def _plain(hint: str) -> list[str]:
 
 
 def _excerpt(place: Place, hint: str) -> list[str]:
-    number = f"{place.line:>4}" if place.line else "    "
-    start = max(0, place.column - WIDTH + 20)
-    text = _printable(place.text[start : start + WIDTH])
     if not place.line:
-        return [f"{number} | {text}", *([f"     | {hint}"] if hint else [])]
-    return [f"{number} | {text}", f"     | {' ' * (place.column - 1 - start)}^ {hint}".rstrip()]
+        return [f"     | {place.text[:WIDTH]}", *([f"     | {hint}"] if hint else [])]
+    start = max(0, place.column - WIDTH + 20)
+    before = place.text[start : place.column - 1]
+    pointer = f"{' ' * sum(map(_cells, before))}^ " if place.column <= len(place.text) + 1 else ""
+    return [f"{place.line:>4} | {place.text[start : start + WIDTH]}", f"     | {pointer}{hint}".rstrip()]
+
+
+def _cells(character: str) -> int:
+    """Return how many columns of a terminal a character takes."""
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
+    """Replace what a terminal would obey instead of show, line breaks aside."""
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
 def _github(problem: Problem) -> str:
     place = problem.place or Place("")
     position = f",line={place.line},col={place.column}" if place.line else ""
-    properties = f" file={_escape(place.source, ':,')}{position}" if place.line else ""
+    is_file = bool(place.source) and place.source != COMMAND_LINE
+    properties = f" file={_escape(place.source, ':,')}{position}" if is_file else ""
     owner = f" (from {problem.distribution})" if problem.distribution else ""
     text = " ".join(filter(None, (f"{problem.path}: {problem.message}{owner}", problem.hint)))
     return f"::{problem.severity}{properties}::{_escape(text)}"

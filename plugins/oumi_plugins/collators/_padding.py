@@ -8,9 +8,20 @@ from typing import Any
 import torch
 
 from oumi_kernel import DataError
+from oumi_kernel.contracts import Run
 
 IGNORE = -100
 """The label that cross-entropy leaves out, where the configuration names none."""
+
+
+def build_collator(tokenizer: Any, multiple: int | None, run: Run) -> PaddingCollator:
+    """Return the collator of a run, which pads to a multiple of `multiple` tokens."""
+    return PaddingCollator(
+        tokenizer,
+        ignore_index=run.config.training.label_ignore_index,
+        multiple=multiple,
+        longest=run.config.model.model_max_length,
+    )
 
 
 class PaddingCollator:

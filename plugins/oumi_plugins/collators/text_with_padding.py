@@ -25,11 +25,6 @@ class TextWithPadding(CollatorComponent):
     @hookimpl
     def oumi_build_collator(self, params: PaddingParams, tokenizer: Any, run: Run) -> Collator:
         """Return the collator."""
-        from oumi_plugins.collators._padding import PaddingCollator
+        from oumi_plugins.collators._padding import build_collator
 
-        return PaddingCollator(
-            tokenizer,
-            ignore_index=run.config.training.label_ignore_index,
-            multiple=params.pad_to_multiple_of,
-            longest=run.config.model.model_max_length,
-        )
+        return build_collator(tokenizer, params.pad_to_multiple_of, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from oumi_kernel import DataError, DatasetComponent, Params, hookimpl
+from oumi_kernel import ConfigError, DataError, DatasetComponent, Params, Problem, hookimpl
 from oumi_kernel.config import DatasetParams
 from oumi_kernel.contracts import Row, Run
 
@@ -35,16 +35,21 @@ class TextSft(DatasetComponent):
         """Return the rows as `{"messages": [{"role": ..., "content": ...}, ...]}`, all of one form.
 
         Raises:
+            ConfigError: `dataset_path` is not set, or `subset` is.
             DataError: There is no such file, a row cannot be read, or a row has another form than the ones before.
         """
         from oumi_plugins.datasets._files import read_rows, sliced
 
         if dataset.dataset_path is None:
-            raise DataError(f"the dataset '{dataset.dataset_name}' reads a local file: set dataset_path beside it.")
+            raise _wrong("dataset_path", f"'{dataset.dataset_name}' reads a local file: give its path.")
         if dataset.subset is not None:
-            raise DataError(f"{dataset.dataset_path}: a local file has no subset '{dataset.subset}'; remove the key.")
+            raise _wrong("subset", f"a local file has no subset '{dataset.subset}'; remove the key.")
         pairs = read_rows(run.locate(dataset.dataset_path), dataset.split)
         return sliced(_conversations(pairs, params.format), dataset.split)
+
+
+def _wrong(key: str, message: str) -> ConfigError:
+    return ConfigError(Problem(code="wrong-value", path=f"data.*.datasets[].{key}", message=message))
 
 
 def _conversations(pairs: Sequence[tuple[str, Row]], asked: str) -> list[Row]:

@@ -26,6 +26,12 @@ class Adafactor(Component):
     """Adafactor (arXiv 1804.04235) at the learning rate of the schedule, as transformers implements it."""
 
     params_type = AdafactorParams
+    without_effect = {
+        "training.adam_beta1": "it is for Adam.",
+        "training.adam_beta2": "it is for Adam.",
+        "training.adam_epsilon": "it is for Adam.",
+        "training.sgd_momentum": "it is for SGD.",
+    }
 
     @hookimpl
     def oumi_build_optimizer(self, params: AdafactorParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:

@@ -20,6 +20,7 @@ class Adam(Component):
     """Adam (arXiv 1412.6980), as torch.optim.Adam."""
 
     params_type = AdamParams
+    without_effect = {"training.sgd_momentum": "it is for SGD."}
 
     @hookimpl
     def oumi_build_optimizer(self, params: AdamParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:

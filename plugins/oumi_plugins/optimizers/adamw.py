@@ -14,6 +14,7 @@ class AdamW(Component):
     """AdamW (arXiv 1711.05101), as torch.optim.AdamW."""
 
     params_type = AdamParams
+    without_effect = {"training.sgd_momentum": "it is for SGD."}
     fused = False
 
     @hookimpl

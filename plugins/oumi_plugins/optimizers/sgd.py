@@ -29,6 +29,11 @@ class Sgd(Component):
     """Stochastic gradient descent with momentum, as torch.optim.SGD."""
 
     params_type = SgdParams
+    without_effect = {
+        "training.adam_beta1": "it is for Adam.",
+        "training.adam_beta2": "it is for Adam.",
+        "training.adam_epsilon": "it is for Adam.",
+    }
 
     @hookimpl
     def oumi_build_optimizer(self, params: SgdParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:

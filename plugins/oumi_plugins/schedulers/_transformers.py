@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import get_scheduler
 
-from oumi_kernel import dump
+from oumi_kernel import ConfigError, Problem, dump
 from oumi_kernel.config.derived import warmup_steps
 from oumi_kernel.contracts import Run
 from oumi_kernel.schema import Params
@@ -39,7 +39,15 @@ class OnEvaluation:
 
 
 def build(name: str, params: Params, optimizer: Any, total_steps: int, run: Run) -> Any:
-    """Return the schedule of that name with the warm-up of the configuration."""
+    """Return the schedule of that name with the warm-up of the configuration.
+
+    Raises:
+        ConfigError: The schedule refuses its parameters.
+    """
     given = {key: value for key, value in dump(params).items() if value is not None}
     warmup = warmup_steps(run.config.training, total_steps)
-    return get_scheduler(name, optimizer, warmup, total_steps, given)
+    try:
+        return get_scheduler(name, optimizer, warmup, total_steps, given)
+    except ValueError as error:  # what only the schedule itself can judge, such as an end above the beginning
+        path = "training.lr_scheduler_kwargs"
+        raise ConfigError(Problem(code="rule", path=path, message=f"{name}: {error}.")) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from oumi_kernel import Component, Params, hookimpl
+from oumi_kernel import Component, ConfigError, Params, Problem, hookimpl
+from oumi_kernel.config.derived import warmup_steps
 from oumi_kernel.contracts import Run
 from oumi_kernel.schema import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -38,7 +39,21 @@ class WarmupStableDecay(Component):
 
     @hookimpl
     def oumi_build_scheduler(self, params: WarmupStableDecayParams, optimizer: Any, total_steps: int, run: Run) -> Any:
-        """Return the schedule."""
+        """Return the schedule.
+
+        Raises:
+            ConfigError: The run is too short for its warm-up and its fall.
+        """
         from oumi_plugins.schedulers._transformers import build
 
+        warmup, stable, decay = (
+            warmup_steps(run.config.training, total_steps),
+            params.num_stable_steps or 0,
+            params.num_decay_steps,
+        )
+        if warmup + stable + decay > total_steps:
+            message = (
+                f"{warmup} steps of warm-up, {stable} level and {decay} of fall are more than the run's {total_steps}."
+            )
+            raise ConfigError(Problem(code="rule", path="training.lr_scheduler_kwargs", message=message))
         return build("warmup_stable_decay", params, optimizer, total_steps, run)

@@ -109,7 +109,12 @@ class SingleStrategy:
                 else:
                     scalars.setdefault(names[index], {})[key] = value
         save_file(tensors, directory / TENSORS)
-        record = {"state": scalars, "param_groups": state["param_groups"], "scaler": self._scaler.state_dict()}
+        record = {
+            "optimizer": type(self._prepared.optimizer).__name__,
+            "state": scalars,
+            "param_groups": state["param_groups"],
+            "scaler": self._scaler.state_dict(),
+        }
         (directory / SCALARS).write_text(json.dumps(record))
         (directory / SCHEDULE).write_text(json.dumps(self._prepared.scheduler.state_dict()))
 
@@ -136,8 +141,9 @@ class SingleStrategy:
         groups = [_like(saved, current) for saved, current in zip(record["param_groups"], now, strict=False)]
         if [group.get("param_names") for group in groups] != [group.get("param_names") for group in now]:
             raise CheckpointError(f"the optimizer's state in {directory} is that of other parameters.")
-        if [group.keys() for group in groups] != [group.keys() for group in now]:
-            raise CheckpointError(f"the optimizer's state in {directory} is that of another optimizer.")
+        if record["optimizer"] != type(optimizer).__name__:
+            message = f"the optimizer's state in {directory} is that of {record['optimizer']}."
+            raise CheckpointError(f"{message} Name that optimizer, or train anew.")
         indices = {name: index for index, name in _names(now).items()}
         state: dict[int, dict[str, Any]] = {indices[name]: dict(values) for name, values in record["state"].items()}
         for key, tensor in tensors.items():

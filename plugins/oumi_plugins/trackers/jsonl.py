@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +13,15 @@ from oumi_kernel.contracts import Plan, Run, StepRecord
 
 
 class Jsonl(Component):
-    """Writes one JSON object for each log entry and each evaluation. A resumed run goes on in the same file."""
+    """Writes one JSON object for each log entry and each evaluation. Steps rise, also where a run went on."""
 
     @hookimpl
     def oumi_train_start(self, run: Run, plan: Plan, step: int) -> None:
-        """Begin the file anew, unless the run goes on from a checkpoint."""
-        if run.world.is_main and step == 0:
-            (run.output_dir / "metrics.jsonl").write_bytes(b"")
+        """Begin the file anew; a run that goes on keeps what the file says up to its checkpoint."""
+        file = run.output_dir / "metrics.jsonl"
+        if run.world.is_main:
+            lines = file.read_bytes().splitlines(keepends=True) if step and file.exists() else []
+            file.write_bytes(b"".join(line for line in lines if _step(line) <= step))
 
     @hookimpl
     def oumi_step_end(self, run: Run, record: StepRecord) -> None:
@@ -35,3 +38,11 @@ class Jsonl(Component):
         if run.world.is_main:
             with (run.output_dir / "metrics.jsonl").open("ab") as file:
                 file.write(msgspec.json.encode(entry) + b"\n")
+
+
+def _step(line: bytes) -> float:
+    """Return the step of a line; infinity for one that a crash cut short."""
+    try:
+        return msgspec.json.decode(line)["step"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return math.inf

@@ -28,7 +28,7 @@ class TensorBoard(Component):
 
             training = run.config.training
             folder = Path(training.logging_dir) if training.logging_dir else run.output_dir / "tensorboard"
-            self._writer = SummaryWriter(folder / (training.run_name or ""), purge_step=step)
+            self._writer = SummaryWriter(folder / (training.run_name or ""), purge_step=step + 1)
 
     @hookimpl
     def oumi_step_end(self, run: Run, record: StepRecord) -> None:

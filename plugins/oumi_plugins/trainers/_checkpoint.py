@@ -40,6 +40,7 @@ class Progress(msgspec.Struct):
         tokens: Tokens read, without padding.
         loss_sum: Sum of token losses since the last log entry.
         loss_count: Supervised tokens since the last log entry.
+        evaluation_due: Whether the evaluation of this step was broken off.
         order: What the order of samples follows from; the same again is what lets an epoch go on.
     """
 
@@ -49,6 +50,7 @@ class Progress(msgspec.Struct):
     tokens: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+    evaluation_due: bool = False
     order: dict[str, int] = {}
 
 
@@ -155,7 +157,8 @@ def incompleteness(folder: Path) -> str:
 
 def _check_order(folder: Path, progress: Progress, order: Mapping[str, int]) -> None:
     """Refuse to go on within an epoch whose order would be another one: samples would be repeated or left out."""
-    changed = [f"{key} was {value}, now {order.get(key)}" for key, value in progress.order.items() if order.get(key) != value]
+    saved = progress.order
+    changed = [f"{key} was {saved.get(key)}, now {value}" for key, value in order.items() if saved.get(key) != value]
     if progress.micro_batches and changed:
         raise CheckpointError(
             f"cannot go on from {folder}, which stands within an epoch: {'; '.join(changed)}. "

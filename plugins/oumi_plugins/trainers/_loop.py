@@ -7,38 +7,37 @@ examples are cut into micro-batches, nor on padding.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from oumi_kernel import NumericsError, OutOfMemoryError, StopRequested
-from oumi_kernel.config import Moments
+from oumi_kernel import ConfigError, NumericsError, Problem, StopRequested
+from oumi_kernel.config import MixedPrecisionDtype, Moments
 from oumi_kernel.contracts import Session, StepRecord, Summary
+from oumi_plugins.trainers._batches import Batch, Batches
 from oumi_plugins.trainers._checkpoint import Checkpoints, Progress
-from oumi_plugins.trainers._order import OrderedBatches
-from oumi_plugins.trainers._signals import stop_signals
+from oumi_plugins.trainers._memory import memory_errors
+from oumi_plugins.trainers._signals import Stop, stop_signals
 
 _log = logging.getLogger("oumi_plugins.trainers.loop")
-Batch = Mapping[str, torch.Tensor]
+CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 
 
 class Objective(Protocol):
     """What a training method gives to the loop."""
 
-    def count(self, batch: Batch) -> int:
-        """Return the supervised tokens of a batch on the host."""
+    def supervise(self, batch: Batch) -> tuple[Batch, int]:
+        """Return a batch on the host with what the loss needs of it, and its supervised tokens."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the sum of token losses, a float32 scalar."""
+        """Return the sum of token losses of such a batch on the device, a float32 scalar."""
         ...
 
     def token_losses(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -46,11 +45,12 @@ class Objective(Protocol):
         ...
 
 
-class Seen:
+class Seen(msgspec.Struct):
     """What a metric sees of a batch (see `oumi_kernel.contracts.EvaluationBatch`)."""
 
-    def __init__(self, losses: torch.Tensor, predictions: torch.Tensor, labels: torch.Tensor) -> None:
-        self.losses, self.predictions, self.labels = losses, predictions, labels
+    losses: torch.Tensor
+    predictions: torch.Tensor
+    labels: torch.Tensor
 
 
 class Loop:
@@ -60,12 +60,13 @@ class Loop:
         self.session, self.objective = session, objective
         self.training, self.plan = session.run.config.training, session.plan
         self.model, self.strategy = session.prepared.model, session.strategy
-        self.checkpoints = Checkpoints(session, keep)
-        self.progress = Progress()
-        self.loss_sum = torch.zeros((), dtype=torch.float32)
-        self.loss_count = 0
+        self.batches, self.checkpoints = Batches(session), Checkpoints(session, keep)
+        self.progress = Progress(order=self.batches.order_follows_from)
+        self.loss_sum = self.norm = torch.zeros((), dtype=torch.float32)
+        self.rate = 0.0
         self.figures: dict[str, float] = {}
         self.evaluated_at = -1
+        self.stop = Stop()
         self.clock, self.clock_tokens = time.perf_counter(), 0
 
     def train(self) -> Summary:
@@ -73,43 +74,46 @@ class Loop:
 
         Raises:
             NumericsError: A loss or gradient that was looked at is not finite.
-            OutOfMemoryError: The device ran out of memory.
+            OutOfMemoryError: The device or the host ran out of memory.
             StopRequested: The process was asked to stop; a complete checkpoint was written.
         """
         self._prepare_model()
-        resumed = self.checkpoints.resume()
+        resumed = self.checkpoints.resume(self.progress.order)
         if resumed:
-            self.progress = resumed
-            self.loss_sum, self.loss_count = torch.tensor(resumed.loss_sum), resumed.loss_count
-            _log.info("going on from step %d", resumed.step)
+            resumed.order = self.progress.order
+            self.progress, self.loss_sum = resumed, torch.tensor(resumed.loss_sum)
+            _log.info("going on from step %d of %d", resumed.step, self.plan.total_steps)
         self.session.kernel.train_start(self.session.run, self.plan, self.progress.step)
         self.clock, self.clock_tokens = time.perf_counter(), self.progress.tokens
-        try:
-            with stop_signals() as stop:
-                self._steps(stop)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(_out_of_memory(error)) from error
-        if self._evaluates() and self.evaluated_at != self.progress.step:
-            self._evaluate()
+        with stop_signals(self.stop), memory_errors():
+            if self.progress.evaluation_due:
+                self._evaluate()
+            self._steps()
+            self._check_finite()
+            if self._evaluates() and self.evaluated_at != self.progress.step:
+                self._evaluate()
         return Summary(steps=self.progress.step, figures=self.figures)
 
-    def evaluate(self) -> dict[str, float]:
-        """Return `eval_loss`, the sum of token losses over their number, and the figures of the metrics."""
+    def evaluate(self) -> dict[str, float] | None:
+        """Return `eval_loss`, a sum of token losses over their number, and the metrics' figures; None if stopped."""
         metrics = self.session.build_metrics()
-        total = torch.zeros((), dtype=torch.float64)
-        tokens = 0
+        sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
         with torch.no_grad():
-            for batch in self._loader("validation", None):
+            for batch in self.batches.of("validation"):
+                placed = self.strategy.place(self.objective.supervise(batch)[0])
                 with self.strategy.forward_context():
-                    losses, predictions, labels = self.objective.token_losses(self.model, self.strategy.place(batch))
-                total += losses.sum(dtype=torch.float64).cpu()
-                tokens += len(labels)
+                    losses, predictions, labels = self.objective.token_losses(self.model, placed)
+                sums += torch.tensor([float(losses.double().sum()), len(labels)], dtype=torch.float64)
                 for metric in metrics:
                     metric.update(Seen(losses, predictions, labels))
+                if self.stop.requested:
+                    break
         self.model.train()
-        sums = self.strategy.reduce_sum(torch.tensor([float(total), tokens], dtype=torch.float64))
-        figures = {"eval_loss": float(sums[0] / sums[1])}
+        if self.stop.requested:
+            return None
+        total, tokens = self.strategy.reduce_sum(sums).tolist()
+        figures = {"eval_loss": total / tokens}
         for metric in metrics:
             figures |= {f"eval_{name}": float(value) for name, value in metric.compute().items()}
         return figures
@@ -117,123 +121,126 @@ class Loop:
     def _prepare_model(self) -> None:
         training = self.training
         if training.enable_gradient_checkpointing:
-            options = {"use_reentrant": False} | training.gradient_checkpointing_kwargs
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-            if options["use_reentrant"]:
-                self.model.enable_input_require_grads()
+            self._checkpoint_activations({"use_reentrant": False} | training.gradient_checkpointing_kwargs)
         if training.compile:
             self.model.compile()
         if training.log_model_summary:
             _log.info("%s", self.model)
         self.model.train()
 
-    def _steps(self, stop: Any) -> None:
+    def _checkpoint_activations(self, options: dict[str, Any]) -> None:
+        for name in options:
+            if name not in CHECKPOINTING:
+                message = f"torch's activation checkpointing has no '{name}'. It has {', '.join(CHECKPOINTING)}."
+                path = f"training.gradient_checkpointing_kwargs.{name}"
+                raise ConfigError(Problem(code="unknown-key", path=path, message=message))
+        try:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        except ValueError as error:
+            path = "training.enable_gradient_checkpointing"
+            raise ConfigError(Problem(code="not-served", path=path, message=str(error))) from error
+        if options["use_reentrant"]:  # the reentrant kind gives no gradient where no input asks for one
+            self.model.enable_input_require_grads()
+
+    def _steps(self) -> None:
         while self.progress.step < self.plan.total_steps:
-            for window in self._windows():
+            for window in self.batches.windows(self.progress.epoch, self.progress.micro_batches):
                 self._step(window)
                 self._after_step()
-                if stop.requested:
+                if self.stop.requested:
                     folder = self._save()
                     raise StopRequested(f"asked to stop at step {self.progress.step}; {folder} is complete.")
                 if self.progress.step >= self.plan.total_steps:
                     return
 
-    def _windows(self) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each optimizer step that is left of the epoch."""
-        batches = iter(self._loader("train", self.progress))
-        while window := list(itertools.islice(batches, self.training.gradient_accumulation_steps)):
-            yield window
-
-    def _loader(self, split: str, progress: Progress | None) -> DataLoader[Any]:
-        training, examples = self.training, self.session.examples[split]
-        options: dict[str, Any] = {"collate_fn": self.session.collators[split]}
-        workers = training.dataloader_num_workers
-        workers = max(1, min(8, (os.cpu_count() or 1) // 4)) if workers == "auto" else workers
-        if workers:
-            options |= {"num_workers": workers, "prefetch_factor": training.dataloader_prefetch_factor}
-            options["persistent_workers"] = training.dataloader_persistent_workers
-        options["pin_memory"] = torch.cuda.is_available()
-        # The loader draws a seed from a generator when it is made; one of its own leaves the global state alone.
-        options["generator"] = torch.Generator().manual_seed(training.seed)
-        if progress is None:
-            return DataLoader(examples, batch_size=training.per_device_eval_batch_size, **options)  # pyright: ignore
-        order = OrderedBatches(
-            len(examples),
-            training.per_device_train_batch_size,
-            seed=training.data_seed,
-            epoch=progress.epoch,
-            start=progress.micro_batches,
-        )
-        return DataLoader(examples, batch_sampler=order, **options)  # pyright: ignore
-
     def _step(self, window: list[Batch]) -> None:
-        count = sum(self.objective.count(batch) for batch in window)
+        supervised = [self.objective.supervise(batch) for batch in window]
+        count = sum(tokens for _, tokens in supervised)
         total = self.strategy.reduce_sum(torch.tensor(count))
-        for index, batch in enumerate(window):
+        for index, (batch, _) in enumerate(supervised):
             placed = self.strategy.place(batch)
             with self.strategy.backward_context(last=index == len(window) - 1):
                 with self.strategy.forward_context():
                     loss = self.objective.loss(self.model, placed)
                 self.strategy.backward(loss / total)
-            self.loss_sum = self.loss_sum + loss.detach().to(self.loss_sum.device if index else loss.device)
+            self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
             self.progress.tokens += int(batch["attention_mask"].sum())
-        self.loss_count += count
         self.rate = self.session.prepared.scheduler.get_last_lr()[0]
         self.norm = self.strategy.step(self.training.max_grad_norm or None)
+        self.progress.loss_count += count
         self.progress.step += 1
         self.progress.micro_batches += len(window)
 
     def _after_step(self) -> None:
-        step, training = self.progress.step, self.training
+        progress, training = self.progress, self.training
         batches = math.ceil(self.plan.examples / training.per_device_train_batch_size)
-        epoch_ends = self.progress.micro_batches >= batches
-        epoch = self.progress.epoch + self.progress.micro_batches / batches
+        epoch_ends = progress.micro_batches >= batches
+        epoch = progress.epoch + progress.micro_batches / batches
         if epoch_ends:
-            self.progress.epoch += 1
-            self.progress.micro_batches = 0
+            progress.epoch += 1
+            progress.micro_batches = 0
         self.session.kernel.step_end(self.session.run, self._record(epoch, epoch_ends=epoch_ends))
+        step = progress.step
         if training.empty_device_cache_steps and step % training.empty_device_cache_steps == 0:
             torch.cuda.empty_cache()
         if self._evaluates() and _is_due(training.eval_strategy, step, training.eval_steps, epoch_ends=epoch_ends):
             self._evaluate()
-        if (training.save_steps and step % training.save_steps == 0) or (training.save_epoch and epoch_ends):
+        by_steps = training.save_steps and step % training.save_steps == 0
+        if (by_steps or (training.save_epoch and epoch_ends)) and not self.stop.requested:
             self._save()
 
     def _record(self, epoch: float, *, epoch_ends: bool) -> StepRecord:
-        training, step = self.training, self.progress.step
+        training, progress = self.training, self.progress
+        step, tokens = progress.step, progress.tokens
         due = _is_due(training.logging_strategy, step, training.logging_steps, epoch_ends=epoch_ends)
-        first = step == 1 and training.logging_first_step
-        record = StepRecord(step=step, epoch=epoch, learning_rate=self.rate, tokens=self.progress.tokens)
-        if not due and not first:
-            return record
-        loss, norm = float(self.loss_sum) / self.loss_count, float(self.norm)
+        if not due and not (step == 1 and training.logging_first_step):
+            return StepRecord(step=step, epoch=epoch, learning_rate=self.rate, tokens=tokens)
+        self._check_finite()
         seconds = max(time.perf_counter() - self.clock, 1e-9)
-        speed = (self.progress.tokens - self.clock_tokens) / seconds
-        self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
-        self.clock, self.clock_tokens = time.perf_counter(), self.progress.tokens
-        self.figures |= {"loss": loss, "grad_norm": norm}
-        for name, value in (("loss", loss), ("gradient norm", norm)):
-            if not math.isfinite(value):
-                raise NumericsError(
-                    f"the {name} is {value} at step {step}, learning rate {self.rate:g}. Lower the learning rate, "
-                    "clip gradients (training.max_grad_norm), or use mixed_precision_dtype: bf16 instead of fp16."
-                )
+        speed = (tokens - self.clock_tokens) / seconds
+        self.loss_sum, progress.loss_count = torch.zeros_like(self.loss_sum), 0
+        self.clock, self.clock_tokens = time.perf_counter(), tokens
         return StepRecord(
             step=step,
             epoch=epoch,
             learning_rate=self.rate,
-            tokens=self.progress.tokens,
+            tokens=tokens,
             tokens_per_second=speed,
-            loss=loss,
-            grad_norm=norm,
+            loss=self.figures["loss"],
+            grad_norm=self.figures["grad_norm"],
         )
+
+    def _check_finite(self) -> None:
+        """Look at the loss since the last look and at the last gradient, which waits for the device.
+
+        Done on logging steps, before a checkpoint, and at the end: what is kept is never the model of a lost run.
+
+        Raises:
+            NumericsError: One of them is not finite. In fp16 a gradient may overflow; the strategy leaves its step out.
+        """
+        if not self.progress.loss_count:
+            return
+        loss, norm = float(self.loss_sum) / self.progress.loss_count, float(self.norm)
+        may_overflow = self.training.mixed_precision_dtype is MixedPrecisionDtype.FP16
+        self.figures |= {"loss": loss, "grad_norm": norm}
+        for name, value in (("loss", loss), ("gradient norm", 0.0 if may_overflow else norm)):
+            if not math.isfinite(value):
+                raise NumericsError(
+                    f"the {name} is {value} at step {self.progress.step}, learning rate {self.rate:g}. Lower the "
+                    "learning rate, clip gradients (training.max_grad_norm), or use mixed_precision_dtype: bf16 "
+                    "instead of fp16."
+                )
 
     def _evaluates(self) -> bool:
         return "validation" in self.session.examples and self.training.eval_strategy is not Moments.NO
 
     def _evaluate(self) -> None:
-        started, self.evaluated_at = time.perf_counter(), self.progress.step
+        started = time.perf_counter()
         figures = self.evaluate()
+        self.progress.evaluation_due = figures is None
+        if figures is None:
+            return
+        self.evaluated_at = self.progress.step
         self.figures |= figures
         self.session.kernel.evaluate_end(self.session.run, self.progress.step, figures)
         observe = getattr(self.session.prepared.scheduler, "observe", None)
@@ -241,9 +248,10 @@ class Loop:
             observe(figures["eval_loss"])
         self.clock += time.perf_counter() - started  # evaluation is no training time
 
-    def _save(self) -> Any:
+    def _save(self) -> Path:
+        self._check_finite()
         started = time.perf_counter()
-        self.progress.loss_sum, self.progress.loss_count = float(self.loss_sum), self.loss_count
+        self.progress.loss_sum = float(self.loss_sum)
         folder = self.checkpoints.save(self.progress)
         self.session.kernel.checkpoint_saved(self.session.run, self.progress.step, folder)
         self.clock += time.perf_counter() - started
@@ -252,11 +260,3 @@ class Loop:
 
 def _is_due(strategy: Moments, step: int, every: int, *, epoch_ends: bool) -> bool:
     return epoch_ends if strategy is Moments.EPOCH else strategy is Moments.STEPS and step % every == 0
-
-
-def _out_of_memory(error: BaseException) -> str:
-    first = str(error).splitlines()[0]
-    return (
-        f"out of memory: {first} Lower training.per_device_train_batch_size (and raise gradient_accumulation_steps), "
-        "lower model.model_max_length, or set training.enable_gradient_checkpointing: true."
-    )

@@ -15,15 +15,20 @@ def epoch_order(examples: int, seed: int, epoch: int) -> list[int]:
 
 
 class OrderedBatches(Sampler[list[int]]):
-    """The micro-batches of one epoch, from a given one on."""
+    """The micro-batches of one epoch, from a given one on; `go_to` says which."""
 
-    def __init__(self, examples: int, batch_size: int, *, seed: int, epoch: int, start: int = 0) -> None:
-        self._order = epoch_order(examples, seed, epoch)
-        self._size, self._start = batch_size, start
+    def __init__(self, examples: int, batch_size: int, *, seed: int) -> None:
+        self._examples, self._size, self._seed = examples, batch_size, seed
+        self._epoch, self._start = 0, 0
+
+    def go_to(self, epoch: int, micro_batch: int) -> None:
+        """Choose the epoch and its first micro-batch."""
+        self._epoch, self._start = epoch, micro_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        for first in range(self._start * self._size, len(self._order), self._size):
-            yield self._order[first : first + self._size]
+        order = epoch_order(self._examples, self._seed, self._epoch)
+        for first in range(self._start * self._size, len(order), self._size):
+            yield order[first : first + self._size]
 
     def __len__(self) -> int:
-        return max(0, -(-len(self._order) // self._size) - self._start)
+        return max(0, -(-self._examples // self._size) - self._start)

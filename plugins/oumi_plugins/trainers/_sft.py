@@ -84,11 +84,20 @@ class SftTrainer:
 
     def evaluate(self, session: Session) -> Mapping[str, float]:
         """Evaluate the validation split."""
-        return Loop(session, self, None).evaluate()
+        return Loop(session, self, None).evaluate() or {}
 
-    def count(self, batch: Mapping[str, torch.Tensor]) -> int:
-        """Return the supervised positions of a batch that is still on the host."""
-        return int((batch["labels"][:, 1:] != self._ignore).sum())
+    def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int]:
+        """Return a batch with its supervised positions instead of labels, and their number.
+
+        Worked out on the host: a mask on the device would have to be waited for. `predicting`, int64 (supervised,),
+        are the positions, counted through rows of `tokens`, whose next token is `targets`, int64 (supervised,).
+        """
+        labels_BT = torch.full_like(batch["labels"], self._ignore)  # noqa: N806 - B batch, T tokens
+        labels_BT[:, :-1] = batch["labels"][:, 1:]
+        labels = labels_BT.flatten()
+        predicting = (labels != self._ignore).nonzero().squeeze(1)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return inputs | {"predicting": predicting, "targets": labels[predicting]}, len(predicting)
 
     def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the sum of the negative log-likelihoods of the supervised tokens, in nats, float32."""
@@ -102,10 +111,8 @@ class SftTrainer:
         logits_BTV = model(  # noqa: N806 - B batch, T tokens, V vocabulary
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         ).logits
-        labels_BT = batch["labels"][:, 1:]  # noqa: N806
-        supervised = labels_BT != self._ignore
-        logits, labels = logits_BTV[:, :-1][supervised].float(), labels_BT[supervised]
-        return F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1), labels
+        logits, targets = logits_BTV.flatten(0, 1)[batch["predicting"]].float(), batch["targets"]
+        return F.cross_entropy(logits, targets, reduction="none"), logits.detach().argmax(-1), targets
 
     def _limit(self) -> int:
         own, model = self._params.max_length, self._run.config.model.model_max_length

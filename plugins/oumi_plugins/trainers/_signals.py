@@ -16,11 +16,10 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Generator[Stop]:
-    """Note SIGTERM and SIGINT instead of ending at once; a second SIGINT ends at once."""
-    stop = Stop()
+def stop_signals(stop: Stop) -> Generator[None]:
+    """Note SIGTERM and SIGINT in `stop` instead of ending at once; a second SIGINT ends at once."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python delivers signals to the main thread only
+        yield  # Python delivers signals to the main thread only
         return
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -30,7 +29,7 @@ def stop_signals() -> Generator[Stop]:
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,0 +1,63 @@
+"""Batches on the host: of an epoch of training in its order, and of a split that is evaluated."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from oumi_kernel.contracts import Session
+from oumi_plugins.trainers._order import OrderedBatches
+
+Batch = Mapping[str, torch.Tensor]
+
+
+class Batches:
+    """The loaders of a session; each is made once, so that workers can live on between epochs."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self._training = session, session.run.config.training
+        # A loader draws its workers' seed from a generator; one of its own leaves the global state alone.
+        self._generator = torch.Generator()
+        self._loaders: dict[str, DataLoader[Any]] = {}
+        size, seed = self._training.per_device_train_batch_size, self._training.data_seed
+        self._order = OrderedBatches(len(session.examples["train"]), size, seed=seed)
+
+    @property
+    def order_follows_from(self) -> dict[str, int]:
+        """What must be the same for an epoch to go on with the samples that are left of it."""
+        training = self._training
+        return {
+            "the number of training examples": len(self._session.examples["train"]),
+            "training.per_device_train_batch_size": training.per_device_train_batch_size,
+            "training.data_seed": training.data_seed,
+        }
+
+    def windows(self, epoch: int, micro_batch: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each optimizer step that is left of an epoch; the last window may be smaller."""
+        self._order.go_to(epoch, micro_batch)
+        self._generator.manual_seed((self._training.seed + epoch) % 2**63)
+        batches = iter(self._loader("train", batch_sampler=self._order))
+        while window := list(itertools.islice(batches, self._training.gradient_accumulation_steps)):
+            yield window
+
+    def of(self, split: str) -> Iterator[Batch]:
+        """Yield the batches of a split in the order of its rows."""
+        yield from self._loader(split, batch_size=self._training.per_device_eval_batch_size)
+
+    def _loader(self, split: str, **options: Any) -> DataLoader[Any]:
+        if split not in self._loaders:
+            training, examples = self._training, self._session.examples[split]
+            workers = training.dataloader_num_workers
+            workers = max(1, min(8, (os.cpu_count() or 1) // 4)) if workers == "auto" else workers
+            if workers:
+                options |= {"num_workers": workers, "prefetch_factor": training.dataloader_prefetch_factor}
+                options["persistent_workers"] = training.dataloader_persistent_workers
+            options |= {"collate_fn": self._session.collators[split], "generator": self._generator}
+            options["pin_memory"] = torch.cuda.is_available()
+            self._loaders[split] = DataLoader(examples, **options)  # pyright: ignore[reportArgumentType]
+        return self._loaders[split]
