@@ -114,8 +114,8 @@ def _find(path: str, view: View) -> tuple[Key, str]:
             return inner[pattern], f"Parameter {owner}."
         if pattern == pattern_of(parent):
             whole = table.get(pattern)
-            kind, doc = msgspec.inspect.type_info(struct), whole.doc if whole else (struct.__doc__ or "")
-            return Key(path=pattern, type=kind, default={}, doc=doc, struct=struct), f"Parameters {owner}."
+            doc = whole.doc if whole else (struct.__doc__ or "")
+            return Key(path=pattern, type=struct, default={}, doc=doc, struct=struct), f"Parameters {owner}."
         table = table | inner
     if pattern in table:
         return table[pattern], ""
@@ -126,7 +126,9 @@ def _find(path: str, view: View) -> tuple[Key, str]:
 
 def _hint(pattern: str, table: dict[str, Key]) -> str:
     """Return keys of that name in other sections, else the nearest spellings."""
-    name = pattern.rpartition(".")[2]
+    parent, _, name = pattern.rpartition(".")
+    if parent in table and table[parent].struct is None and isinstance(table[parent].default, dict):
+        return f"{parent} holds keys of your own, which are passed on; explain {parent} instead."
     close = [path for path in table if path.rpartition(".")[2] == name]
     close = close or difflib.get_close_matches(pattern, table, 2, 0.75)
     close = close or [path for path in table if difflib.get_close_matches(name, [path.rpartition(".")[2]], 1, 0.8)]

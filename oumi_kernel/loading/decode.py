@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ class _Walk:
         if not isinstance(data, dict):
             self.report("wrong-type", path, f"expected a mapping, got {shown(data)}.")
             data = {}
-        fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+        fields = _fields(struct)
         good: dict[str, Any] = {}
         for key, value in data.items():
             inner = child(path, key)
@@ -124,10 +125,10 @@ class _Walk:
         yield value
         if isinstance(value, float) and value.is_integer():
             yield int(value)
-        if isinstance(value, str) and isinstance(number := scalar(value), int | float) and not isinstance(number, bool):
-            yield number
-            if isinstance(number, float) and number.is_integer():
-                yield int(number)
+        if isinstance(value, str) and isinstance(meant := scalar(value), bool | int | float):
+            yield meant
+            if isinstance(meant, float) and meant.is_integer():
+                yield int(meant)
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield self.document.text_at(path) or str(value)
         if (typed := self.document.typed_at(path)) is not None:
@@ -190,6 +191,11 @@ class _Walk:
             message = f"{self.unreported:,} more problems are not shown."
             self.problems.append(Problem(code="limit", path="", message=message, place=self.document.place("")))
         return self.problems
+
+
+@functools.cache
+def _fields(struct: type[Any]) -> dict[str, msgspec.structs.FieldInfo]:
+    return {field.encode_name: field for field in msgspec.structs.fields(struct)}
 
 
 def _options(type_: Any) -> Iterator[Any]:

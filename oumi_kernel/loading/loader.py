@@ -93,8 +93,9 @@ def _examine(text: str, name: str, overrides: Sequence[Override], sections: Coll
     config, problems = decode(document.data, TrainingConfig, document=document)
     document.data.update(extra)
     found += _without_consequences(problems, found)
-    if config is not None:
-        found += _without_consequences([_placed(problem, document) for problem in check(config)], found)
+    if config is None:  # no default can stand in for what is missing
+        raise ConfigError(found)
+    found += _without_consequences([_placed(problem, document) for problem in check(config)], found)
     errors = tuple(problem for problem in found if problem.severity == "error")
     warnings = tuple(problem for problem in found if problem.severity == "warning")
     return LoadedConfig(config=config, document=document, extra_sections=extra, problems=errors, warnings=warnings)

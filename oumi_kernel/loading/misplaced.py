@@ -10,7 +10,6 @@ import msgspec
 from oumi_kernel.config import TrainingConfig
 from oumi_kernel.loading.aliases import ALIASES
 
-
 NAMED = 2
 
 

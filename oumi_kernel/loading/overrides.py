@@ -68,7 +68,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[Override], list[str]]:
 
 
 def apply_overrides(document: Document, overrides: Sequence[Override]) -> Iterator[Problem]:
-    """Put the values of flags into the tree; mappings merge (`{}` empties), everything else replaces. Yields what cannot be put."""
+    """Put values of flags into the tree: a mapping is merged (`{}` empties), all else replaces. Yields what cannot be put."""
     for override in overrides:
         try:
             if override.path.count(".") + override.path.count("[") >= MAX_DEPTH:
