@@ -56,7 +56,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return Path(self.config.training.output_dir)
 
     def locate(self, name: str) -> str:
-        """Return `name` as a path when it begins with `./`, `../` or `~`, otherwise unchanged (a hub id, a plain path).
+        """Return an absolute path for a `name` that begins with `./`, `../` or `~`; any other is returned unchanged.
 
         A name beginning with a dot is looked up beside the configuration file, then in the current directory.
         """
@@ -65,7 +65,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         if not name.startswith(("./", "../")):
             return name
         beside = self.folder / name
-        return str(beside if beside.exists() or not Path(name).exists() else Path(name))
+        found = beside if beside.exists() or not Path(name).exists() else Path(name)
+        return str(found.absolute())  # "./x" must not become "x", which would be a hub id
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ import msgspec
 
 from oumi_kernel.errors import CheckpointError
 from oumi_kernel.loading import LoadedConfig
+from oumi_kernel.loading.document import parse_path
 from oumi_kernel.plugins.catalogue import Entry
 from oumi_kernel.schema import dump
 
@@ -69,10 +70,7 @@ def _versions(names: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _put(tree: Any, path: str, value: str) -> None:
-    *parents, last = path.replace("[", ".").replace("]", "").split(".")
+    *parents, last = parse_path(path)
     for part in parents:
-        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
-    if isinstance(tree, list):
-        tree[int(last)] = value
-    else:
-        tree[last] = value
+        tree = tree[part]
+    tree[last] = value

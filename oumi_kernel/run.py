@@ -6,9 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from oumi_kernel.config import TrainTarget
 from oumi_kernel.contracts import Run, Session, Strategy, Summary, Trainer, World
-from oumi_kernel.errors import OumiError
+from oumi_kernel.errors import ConfigError, OumiError, Problem
 from oumi_kernel.launch import world_from
 from oumi_kernel.loading import LoadedConfig
 from oumi_kernel.logs import logging_to
@@ -37,6 +39,10 @@ def run_training(loaded: LoadedConfig, resolution: Resolution, world: World | No
         try:
             with kernel.manager.attributed():
                 return _train(kernel, run, loaded)
+        except ConfigError as error:
+            placed = ConfigError([_placed(problem, loaded) for problem in error.problems])
+            _report_failure(kernel, run, placed)
+            raise placed from error
         except BaseException as error:
             _report_failure(kernel, run, error)
             raise
@@ -120,6 +126,12 @@ def _header(session: Session) -> str:
     if run.config.model.trust_remote_code:
         lines.append("WARNING    model.trust_remote_code is on: code from the model's repository runs on this machine")
     return "\n".join(lines)
+
+
+def _placed(problem: Problem, loaded: LoadedConfig) -> Problem:
+    """Return a problem that a component found with the place where its key was written."""
+    place = problem.place or (loaded.document.place(problem.path) if problem.path else None)
+    return msgspec.structs.replace(problem, place=place)
 
 
 def _report_failure(kernel: Kernel, run: Run, error: BaseException) -> None:

@@ -109,7 +109,8 @@ def test_the_newest_failure_is_recorded(tmp_path: Path) -> None:
     process = start("--model.model_name=./nowhere", folder=tmp_path)
     _, errors = process.communicate()
     assert process.returncode == 2
-    assert "nowhere" in errors
+    assert "error[no-model] model.model_name: " in errors
+    assert "     | --model.model_name=./nowhere" in errors
     assert "Traceback" not in errors
     assert json.loads((tmp_path / "output/quickstart/failure.json").read_text())["exit_code"] == 2
 
@@ -129,7 +130,8 @@ def test_a_path_with_a_dot_is_read_beside_the_configuration_first(tmp_path: Path
     assert run.locate("./data/train.jsonl") == str(QUICKSTART / "data/train.jsonl")
     assert run.locate("org/name") == "org/name"
     (tmp_path / "here.jsonl").touch()
-    assert run.locate("./here.jsonl") == "here.jsonl"
+    assert run.locate("./here.jsonl") == str(tmp_path / "here.jsonl")
+    assert run.locate("./nowhere") == str(QUICKSTART / "nowhere")  # never a hub id
     assert run.locate("~/x") == str(Path.home() / "x")
 
 

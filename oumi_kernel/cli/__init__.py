@@ -13,9 +13,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `oumi`; None takes them from the command line.
 
     Returns:
-        0 done, 2 wrong usage or configuration, 130 interrupted, 1 a bug of ours, else the code of the `OumiError`.
+        0 done, 2 wrong usage or configuration, 130 interrupted, 141 nobody reads on, 1 a bug of ours, else the code of
+        the `OumiError`.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _answer(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stdout = None  # pyright: ignore[reportAttributeAccessIssue] - the interpreter would flush it once more
+        return 141
+    return code
+
+
+def _answer(words: list[str]) -> int:
+    """Answer without cyclopts where that is possible: completion and `--version` are asked for most often."""
     if words == ["--version"]:
         return _version()
     if words[:1] == ["__complete"]:
@@ -30,20 +44,15 @@ def _guarded(words: list[str]) -> int:
     from oumi_kernel.errors import OumiError
 
     try:
-        code = dispatch(words)
-        sys.stdout.flush()
+        return dispatch(words)
     except UsageError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except OumiError as error:
         sys.stderr.write(_message(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stdout = None  # pyright: ignore[reportAttributeAccessIssue] - the interpreter would flush it once more
-        return 141
+    except BrokenPipeError:
+        raise
     except Exception:  # noqa: BLE001 - the last place that can say whose fault it is
         import traceback
 
@@ -52,7 +61,6 @@ def _guarded(words: list[str]) -> int:
             "This is a bug in oumi-kernel or a plugin, not in what you wrote. Please report the lines above.\n"
         )
         return 1
-    return code
 
 
 def _message(error: Exception) -> str:

@@ -9,6 +9,9 @@ from msgspec import Meta
 
 from oumi_kernel.schema import ConfigEnum, Fraction, NonNegativeInt, Params, PositiveInt
 
+Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+"""A seed that every library takes: NumPy's range is the smallest."""
+
 
 class TrainTarget(ConfigEnum):
     """On which tokens the loss is computed."""
@@ -45,7 +48,7 @@ class DatasetParams(Params):
     shuffle: bool = False
     """Whether to shuffle the rows before `sample_count` is taken."""
 
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of that shuffle. Null: another order each time."""
 
     shuffle_buffer_size: PositiveInt = 1000
@@ -92,7 +95,7 @@ class DatasetSplitParams(Params):
     mixture_strategy: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
     """When a mixture ends: with the first dataset that runs out, or when each has been read once in full."""
 
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the mixture. Null: another order each time."""
 
     use_torchdata: bool | None = False

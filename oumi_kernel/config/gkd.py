@@ -9,13 +9,14 @@ from msgspec import Meta
 
 from oumi_kernel.schema import Fraction, Params, PositiveInt
 
+ModelName = Annotated[str, Meta(pattern=r"\S")]
 Temperature = Annotated[float, Meta(gt=0, le=1)]
 
 
 class GkdParams(Params):
     """Settings of the GKD trainer (arXiv 2306.13649)."""
 
-    teacher_model_name_or_path: Annotated[str, Meta(pattern=r"\S")] | None = None
+    teacher_model_name_or_path: ModelName | None = None
     """Hub id or path of the teacher."""
 
     teacher_model_init_kwargs: dict[str, Any] = msgspec.field(default_factory=lambda: {"dtype": "auto"})

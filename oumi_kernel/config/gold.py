@@ -8,20 +8,20 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from oumi_kernel.config.gkd import Temperature
+from oumi_kernel.config.gkd import ModelName, Temperature
 from oumi_kernel.schema import Fraction, NonNegativeFloat, NonNegativeInt, Params, PositiveFloat, PositiveInt
 
 
 class GoldParams(Params):
     """Settings of the GOLD trainer (general online logit distillation)."""
 
-    teacher_model_name_or_path: str | None = None
+    teacher_model_name_or_path: ModelName | None = None
     """Hub id or path of the teacher."""
 
     teacher_model_init_kwargs: dict[str, Any] = msgspec.field(default_factory=lambda: {"torch_dtype": "auto"})
     """Further arguments for loading the teacher."""
 
-    teacher_tokenizer_name_or_path: str | None = None
+    teacher_tokenizer_name_or_path: ModelName | None = None
     """The teacher's tokenizer. Null: the teacher's own."""
 
     temperature: Temperature = 0.9

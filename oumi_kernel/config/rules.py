@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from oumi_kernel.config.data import DatasetSplitParams
 from oumi_kernel.config.training import MixedPrecisionDtype
 from oumi_kernel.config.training_config import TrainingConfig
+from oumi_kernel.config.vocabulary import VOCABULARY
 from oumi_kernel.errors import Problem
 
 Rule = Callable[[TrainingConfig], Iterator[Problem]]
@@ -71,7 +72,7 @@ def every_split_has_the_same_collator(config: TrainingConfig) -> Iterator[Proble
             yield _error(
                 path, "a collator must also be named on the train split.", hint="Set data.train.collator_name."
             )
-        elif split.collator_name.lower() != train.lower():
+        elif _spelling(split.collator_name) != _spelling(train):
             yield _error(
                 path, f"'{split.collator_name}' differs from the train split's '{train}'; one collator serves all."
             )
@@ -97,7 +98,7 @@ def compiling_needs_original_parameters(config: TrainingConfig) -> Iterator[Prob
 
 def mixed_precision_needs_float32_weights(config: TrainingConfig) -> Iterator[Problem]:
     """Weights in 16 bits lose small updates, which is what mixed precision prevents."""
-    is_float32 = config.model.torch_dtype_str.lower() in ("float32", "float", "f32")
+    is_float32 = _dtype(config.model.torch_dtype_str) == "float32"
     if config.training.mixed_precision_dtype is not MixedPrecisionDtype.NONE and not is_float32:
         found = config.model.torch_dtype_str
         message = f"mixed precision needs weights in float32; model.torch_dtype_str is {found}."
@@ -111,11 +112,41 @@ def deepspeed_batch_size_is_derived(config: TrainingConfig) -> Iterator[Problem]
         yield _error("deepspeed.train_batch_size", "is derived from training.*; leave it on auto.")
 
 
+def deepspeed_agrees_with_training(config: TrainingConfig) -> Iterator[Problem]:
+    """Of two different values for one thing, the other would be ignored."""
+    deepspeed, training = config.deepspeed, config.training
+    pairs = {
+        "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", training.per_device_train_batch_size),
+        "gradient_accumulation_steps": ("gradient_accumulation_steps", training.gradient_accumulation_steps),
+        "gradient_clipping": ("max_grad_norm", training.max_grad_norm or 0),
+    }
+    for key, (name, value) in pairs.items() if deepspeed.enable_deepspeed else ():
+        written = getattr(deepspeed, key)
+        if written not in ("auto", value):
+            yield _error(f"deepspeed.{key}", f"{written} differs from training.{name}, {value}; leave it on auto.")
+
+
+def an_adapter_is_on_or_off(config: TrainingConfig) -> Iterator[Problem]:
+    """One key must not ask for what another one refuses."""
+    if config.training.use_peft and _spelling(config.peft.peft_method or "") == "none":
+        yield _error("peft.peft_method", "'none' turns the adapter off, but training.use_peft is true; remove one.")
+
+
+def quantised_shards_have_one_dtype(config: TrainingConfig) -> Iterator[Problem]:
+    """FSDP flattens the quantised weights and the rest into one tensor, which has one number format."""
+    peft, model_dtype = config.peft, _dtype(config.model.torch_dtype_str)
+    is_sharded = config.fsdp.enable_fsdp and peft.q_lora and config.training.use_peft is not False
+    if is_sharded and peft.q_lora_bits == 4 and _dtype(peft.bnb_4bit_quant_storage) != model_dtype:
+        message = f"FSDP needs the model's number format here, {model_dtype}, not {peft.bnb_4bit_quant_storage}."
+        hint = "Set model.torch_dtype_str and peft.bnb_4bit_quant_storage to bfloat16."
+        yield _error("peft.bnb_4bit_quant_storage", message, hint=hint)
+
+
 def rewards_are_for_grpo(config: TrainingConfig) -> Iterator[Problem]:
-    """Other trainers have no rewards."""
+    """The other trainers that the language knows have no rewards; what a stranger's trainer takes is its own affair."""
     training = config.training
-    is_grpo = "grpo" in training.trainer_type.lower()
-    if training.reward_functions and not is_grpo:
+    trainer = _spelling(training.trainer_type)
+    if training.reward_functions and trainer in VOCABULARY["trainers"] and "grpo" not in trainer:
         yield _error("training.reward_functions", f"only GRPO trainers take rewards, not {training.trainer_type}.")
     strangers = set(training.reward_function_kwargs) - set(training.reward_functions or ())
     for name in sorted(strangers):
@@ -125,7 +156,8 @@ def rewards_are_for_grpo(config: TrainingConfig) -> Iterator[Problem]:
 def bfloat16_weights_lose_small_updates(config: TrainingConfig) -> Iterator[Problem]:
     """In full fine-tuning the optimizer then keeps its state in bfloat16 too."""
     is_full = not config.training.use_peft and config.peft == type(config.peft)()
-    if is_full and config.model.torch_dtype_str.lower() in ("bfloat16", "bf16"):
+    keeps_float32 = config.deepspeed.enable_deepspeed  # its optimizers work on a float32 copy
+    if is_full and not keeps_float32 and _dtype(config.model.torch_dtype_str) == "bfloat16":
         message = "weights and optimizer state will be in bfloat16; small updates are lost."
         hint = "Use float32 with training.mixed_precision_dtype: bf16 where memory allows."
         yield Problem(code="rule", path="model.torch_dtype_str", message=message, hint=hint, severity="warning")
@@ -140,6 +172,14 @@ def prefetching_needs_workers(config: TrainingConfig) -> Iterator[Problem]:
         yield Problem(code="rule", path=path, message=message, severity="warning")
 
 
+def warm_up_is_given_once(config: TrainingConfig) -> Iterator[Problem]:
+    """Of steps and ratio only one can hold."""
+    training = config.training
+    if training.warmup_steps is not None and training.warmup_ratio is not None:
+        message = f"no effect: training.warmup_steps is given too ({training.warmup_steps}) and wins."
+        yield Problem(code="rule", path="training.warmup_ratio", message=message, severity="warning")
+
+
 RULES: tuple[Rule, ...] = (
     there_is_something_to_train_on,
     the_run_has_an_end,
@@ -152,10 +192,35 @@ RULES: tuple[Rule, ...] = (
     compiling_needs_original_parameters,
     mixed_precision_needs_float32_weights,
     deepspeed_batch_size_is_derived,
+    deepspeed_agrees_with_training,
+    an_adapter_is_on_or_off,
+    quantised_shards_have_one_dtype,
     rewards_are_for_grpo,
     bfloat16_weights_lose_small_updates,
     prefetching_needs_workers,
+    warm_up_is_given_once,
 )
+
+
+_SHORT_DTYPES = {
+    "f64": "float64",
+    "double": "float64",
+    "f32": "float32",
+    "float": "float32",
+    "bf16": "bfloat16",
+    "f16": "float16",
+    "half": "float16",
+}
+
+
+def _dtype(name: str) -> str:
+    """Return the full name of a number format."""
+    return _SHORT_DTYPES.get(name.lower(), name.lower())
+
+
+def _spelling(name: str) -> str:
+    """Return the spelling under which names of components are compared."""
+    return name.strip().lower().replace("-", "_")
 
 
 def _splits(config: TrainingConfig) -> Iterator[tuple[str, DatasetSplitParams]]:

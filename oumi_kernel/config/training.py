@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from oumi_kernel.config.data import Seed
 from oumi_kernel.config.gkd import GkdParams
 from oumi_kernel.config.gold import GoldParams
 from oumi_kernel.config.grpo import GrpoParams
@@ -60,10 +61,10 @@ class TrainingParams(Params):
     run_name: str | None = None
     """Name of the run for trackers. Null: theirs."""
 
-    seed: int = 42
+    seed: Seed = 42
     """Seed of everything random but the order of the data."""
 
-    data_seed: int = 42
+    data_seed: Seed = 42
     """Seed of the order in which examples are seen."""
 
     use_deterministic: bool = False
@@ -228,8 +229,8 @@ class TrainingParams(Params):
     empty_device_cache_steps: PositiveInt | None = None
     """Steps between releases of cached GPU memory. Null: never."""
 
-    label_ignore_index: int | None = None
-    """The label of positions that carry no loss. Null: -100."""
+    label_ignore_index: Annotated[int, Meta(ge=-(2**63), le=-1)] | None = None
+    """The label of positions that carry no loss; negative, because others are tokens. Null: -100."""
 
     reward_functions: list[str] | None = None
     """Names of reward functions, for GRPO trainers."""

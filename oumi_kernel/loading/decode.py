@@ -155,12 +155,13 @@ class _Walk:
     def rules(self, value: Any, path: str) -> Iterator[Problem]:
         """Yield what the structs' own rules find."""
         if isinstance(value, Params):
-            for inner, message in value.check():
-                key = f"{path}.{inner}" if path else inner
+            for relative, message in value.check():
+                key = f"{path}.{relative}" if path else relative
                 place = self.document.place(key)
                 yield Problem(code="rule", path=key, message=message, place=place, distribution=self.distribution)
             for name in value.__struct_fields__:
-                yield from self.rules(getattr(value, name), child(path, name))
+                if isinstance(inner := getattr(value, name), Params | dict | list):
+                    yield from self.rules(inner, child(path, name))
         elif isinstance(value, dict | list):
             for part, item in value.items() if isinstance(value, dict) else enumerate(value):
                 yield from self.rules(item, child(path, part))

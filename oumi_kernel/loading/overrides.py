@@ -68,7 +68,10 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[Override], list[str]]:
 
 
 def apply_overrides(document: Document, overrides: Sequence[Override]) -> Iterator[Problem]:
-    """Put values of flags into the tree: a mapping is merged (`{}` empties), all else replaces. Yields what cannot be put."""
+    """Put the values of flags into the tree; yield what cannot be put.
+
+    A mapping is merged, but `{}` empties; everything else replaces.
+    """
     for override in overrides:
         try:
             if override.path.count(".") + override.path.count("[") >= MAX_DEPTH:

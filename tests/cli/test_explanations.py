@@ -212,7 +212,13 @@ def test_the_table_of_commands_names_the_options_of_every_function() -> None:
         for word in command.words:
             sub = sub[word]
         arguments = sub.assemble_argument_collection()
-        parsed = {name for argument in arguments if argument.parse for name in argument.names if name.startswith("-")}
+        parsed = {
+            name
+            for argument in arguments
+            if argument.parse
+            for name in argument.names
+            if name.startswith("-") and name not in argument.negatives
+        }
         assert parsed == set(command.options), command.words
 
 
@@ -266,10 +272,9 @@ def test_a_local_file_serves_as_a_metric_for_validation(config, tmp_path: Path) 
 
 
 def test_a_reader_that_stops_early_sees_no_traceback() -> None:
-    line = f"{sys.executable} -m oumi_kernel config schema | head -n 1; exit ${{PIPESTATUS[0]}}"
+    line = f"{sys.executable} -m oumi_kernel config schema | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.stdout == "{\n"
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_show_lists_every_family_that_has_the_name() -> None:
@@ -308,3 +313,24 @@ def test_completion_offers_what_may_stand_there(before: list[str], current: str,
     assert all(word.startswith(current.replace("=", "")) or "=" in current for word in found)
     if expected == [] or len(expected) > 2:
         assert found == expected
+
+
+def test_an_interrupt_is_exit_130_without_a_traceback(config, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\ndef bleu(predictions, labels): ...\n"
+    )
+    file = config(training="  metrics_function: bleu\n")
+    done = oumi("config", "validate", file, "--plugin", f"{tmp_path}/slow.py:bleu")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_a_bug_keeps_its_traceback_and_says_so(install, config) -> None:
+    source = (
+        "from oumi_kernel import Component\nclass Odd(Component):\n    requires = 3\n"
+        "    def oumi_build_optimizer(self): ...\n"
+    )
+    site = str(install("oumi-odd", "1.0", {"oumi.optimizers": {"odd": "odd_plugin:Odd"}}, odd_plugin=source))
+    done = oumi("config", "validate", config(training="  optimizer: odd\n"), path=site)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("Please report the lines above.\n")

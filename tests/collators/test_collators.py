@@ -11,15 +11,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oumi_plugins.collators._padding import PaddingCollator
-from oumi_plugins.collators.text_completions_only_with_padding import TextCompletionsOnlyWithPadding
-from oumi_plugins.collators.text_with_padding import TextWithPadding
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oumi_kernel import DataError
 from oumi_kernel.config import ModelParams, TrainingConfig, TrainingParams
 from oumi_kernel.contracts import Collator, Run
 from oumi_kernel.testing import check_component
+from oumi_plugins.collators._padding import PaddingCollator
+from oumi_plugins.collators.text_completions_only_with_padding import TextCompletionsOnlyWithPadding
+from oumi_plugins.collators.text_with_padding import TextWithPadding
 from tests.conftest import QUICKSTART
 
 BOTH = [TextWithPadding, TextCompletionsOnlyWithPadding]

@@ -138,6 +138,14 @@ BREACHES = {
     "deepspeed_batch_size_is_derived": minimal_yaml(deepspeed="  enable_deepspeed: true\n  train_batch_size: 8\n"),
     "rewards_are_for_grpo": minimal_yaml(training="  reward_functions: [a]\n"),
     "bfloat16_weights_lose_small_updates": minimal_yaml(model="  torch_dtype_str: bf16\n"),
+    "deepspeed_agrees_with_training": minimal_yaml(
+        deepspeed="  enable_deepspeed: true\n  train_micro_batch_size_per_gpu: 3\n"
+    ),
+    "an_adapter_is_on_or_off": minimal_yaml(training="  use_peft: true\n", peft="  peft_method: None\n"),
+    "quantised_shards_have_one_dtype": minimal_yaml(
+        model="  torch_dtype_str: bfloat16\n", fsdp="  enable_fsdp: true\n", peft="  q_lora: true\n"
+    ),
+    "warm_up_is_given_once": minimal_yaml(training="  warmup_steps: 0\n  warmup_ratio: 0.1\n"),
     "prefetching_needs_workers": minimal_yaml(training="  dataloader_prefetch_factor: 2\n"),
 }
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oumi_plugins.datasets.hub import Hub
-from oumi_plugins.datasets.text_sft import TextSft
 
 from oumi_kernel import DatasetComponent
 from oumi_kernel.config import DatasetParams, ModelParams, TrainingConfig
 from oumi_kernel.contracts import Run
+from oumi_plugins.datasets.hub import Hub
+from oumi_plugins.datasets.text_sft import TextSft
 
 COMPONENTS: dict[str, type[DatasetComponent]] = {"text_sft": TextSft}
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import datasets
 import pytest
-from oumi_plugins.datasets.hub import Hub, HubParams
 
 from oumi_kernel import DataError
 from oumi_kernel.testing import check_component
+from oumi_plugins.datasets.hub import Hub, HubParams
 from tests.datasets.conftest import Rows, Write
 
 TALK = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
@@ -101,7 +101,7 @@ def test_a_named_column_that_is_not_there_is_listed(rows: Rows, folder: Any) -> 
 def test_a_row_that_cannot_be_read_names_the_dataset_and_the_row(rows: Rows, folder: Any) -> None:
     found = rows(folder({"prompt": ["Q", None], "completion": ["A", "A"]}))
     with pytest.raises(DataError, match=r"repository, train, row 1: prompt: expected text, got null"):
-        found[1]
+        found[-1]
 
 
 @pytest.mark.parametrize("name", ["no/such-dataset", "./nowhere"])

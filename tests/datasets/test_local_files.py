@@ -10,10 +10,10 @@ import datasets
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oumi_plugins.datasets.text_sft import TextSft
 
 from oumi_kernel import ConfigError, DataError
 from oumi_kernel.testing import check_component
+from oumi_plugins.datasets.text_sft import TextSft
 from tests.conftest import QUICKSTART
 from tests.datasets.conftest import Rows, Write
 
@@ -249,7 +249,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused_as_data(rows: Rows, write: 
     try:
         found = rows("text_sft", dataset_path=path)
     except DataError as error:
-        assert "rows.jsonl" in str(error)  # noqa: PT017 - either outcome is right
+        assert "rows.jsonl" in str(error)
     else:
         for row in found:
             for message in row["messages"]:

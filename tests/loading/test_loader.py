@@ -224,7 +224,7 @@ def test_expressions_are_replaced_and_the_environment_is_remembered_by_name(monk
     assert (training.max_steps, training.seed, training.output_dir) == (7, 5, "out/./model")
     assert loaded.document.environment["training.max_steps"] == "${env:STEPS}"
     assert training.run_name == "${model.model_name}"
-    assert ["training.run_name"] == [w.path for w in loaded.warnings]
+    assert [warning.path for warning in loaded.warnings] == ["training.run_name"]
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oumi_plugins.models.hf import HF
 
 from oumi_kernel.config import ModelParams, TrainingConfig, TrainingParams
 from oumi_kernel.contracts import Run
+from oumi_plugins.models.hf import HF
 from tests.conftest import QUICKSTART
 
 TINY = QUICKSTART / "model"

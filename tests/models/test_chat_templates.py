@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from jinja2.exceptions import TemplateError
-from oumi_plugins.models._chat_template import FOLDER
 
 from oumi_kernel import ConfigError
+from oumi_plugins.models._chat_template import FOLDER
 from tests.models.conftest import TINY, Load
 
 SYSTEM = {"role": "system", "content": "Be brief."}

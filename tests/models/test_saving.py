@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from oumi_plugins.models._saving import load_weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MixtralConfig, MixtralForCausalLM
 
 from oumi_kernel import CheckpointError
+from oumi_plugins.models._saving import load_weights
 from tests.models.conftest import TINY, Load
 
 PADDING = "<pad!>"

@@ -30,7 +30,8 @@ def test_the_quickstart_runs_away_from_the_checkout(installed, tmp_path: Path, n
     assert done.returncode == 0, done.stderr
     losses = [json.loads(line) for line in (tmp_path / "output/quickstart/metrics.jsonl").read_text().splitlines()]
     assert "eval_loss" in losses[-1]
-    code = "from transformers import AutoModelForCausalLM as A; print(A.from_pretrained('output/quickstart').num_parameters())"
+    code = "from transformers import AutoModelForCausalLM as A\n"
+    code += "print(A.from_pretrained('output/quickstart').num_parameters())"
     opened = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert opened.stdout.strip() == "158016"
 
@@ -90,6 +91,7 @@ training:
 @pytest.mark.parametrize("name", ["oumi-glossary", "oumi-lion"])
 def test_a_strangers_own_tests_pass(name: str) -> None:
     folder = ROOT / "contrib" / name
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", "/dev/null"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null"]
+    command += ["--rootdir", str(folder)]
     done = subprocess.run([*command, str(folder / "tests")], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -14,7 +14,8 @@ from tests.conftest import minimal_yaml
 
 def resolved(text: str = "", *flags: str, **sections: str) -> Resolution:
     catalogue = scan()
-    loaded = load_text(text or minimal_yaml(**sections), "c.yaml", split_overrides(flags)[0], sections=catalogue.sections)
+    overrides, _ = split_overrides(flags)
+    loaded = load_text(text or minimal_yaml(**sections), "c.yaml", overrides, sections=catalogue.sections)
     return resolve(loaded, catalogue)
 
 
@@ -86,7 +87,8 @@ def test_a_key_without_effect_is_a_warning() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed here")
 def test_a_missing_extra_is_one_line_with_the_install_command() -> None:
-    with pytest.raises(ConfigError, match=r"'wandb' needs wandb, which is not installed. pip install 'oumi-kernel\[wandb\]'"):
+    message = r"'wandb' needs wandb, which is not installed. pip install 'oumi-kernel\[wandb\]'"
+    with pytest.raises(ConfigError, match=message):
         resolved("", "--training.enable_wandb").raise_for_problems(strict=True)
 
 
@@ -127,7 +129,8 @@ def test_a_plugin_that_is_always_on_may_own_a_section(install) -> None:
     assert choice.params.level == 3
     Kernel(found)
     wrong = resolved(minimal_yaml() + "watch:\n  levl: 3\n").problems
-    assert [(p.path, p.distribution, p.hint) for p in wrong] == [("watch.levl", "oumi-watch 1.0", "did you mean 'level'?")]
+    found = [(problem.path, problem.distribution, problem.hint) for problem in wrong]
+    assert found == [("watch.levl", "oumi-watch 1.0", "did you mean 'level'?")]
 
 
 def test_a_plugin_whose_parameters_cannot_be_typed_is_at_fault_by_name(install) -> None:

@@ -40,7 +40,7 @@ Train = Callable[..., Finished]
 
 @pytest.fixture
 def train(tmp_path: Path) -> Train:
-    """Return `train("--training.max_steps=2", ..., rows=24)`: run the product on real rows, into a folder of its own."""
+    """Return `train("--training.max_steps=2", rows=24)`: run the product on real rows, into a folder of its own."""
 
     def start(*flags: str, rows: int = 24, name: str = "run", validation: int = 0) -> Finished:
         lines = (QUICKSTART / "data/train.jsonl").read_text().splitlines()

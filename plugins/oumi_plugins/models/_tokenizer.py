@@ -35,7 +35,7 @@ def build_tokenizer(params: ModelParams, run: Run) -> PreTrainedTokenizerBase:
     if params.model_max_length is not None:
         tokenizer.model_max_length = params.model_max_length
     if params.tokenizer_pad_token is not None:
-        _set_pad_token(tokenizer, params.tokenizer_pad_token)
+        tokenizer.add_special_tokens({"pad_token": params.tokenizer_pad_token})
     set_chat_template(tokenizer, params.chat_template, run)
     return tokenizer
 
@@ -53,14 +53,6 @@ def _load(params: ModelParams, run: Run, arguments: dict[str, Any]) -> PreTraine
     except (OSError, ValueError, TypeError, ImportError) as error:
         key = "model.tokenizer_name" if params.tokenizer_name else "model.model_name"
         raise not_found(key, name, "tokenizer", error) from error
-
-
-def _set_pad_token(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
-    """Make `token` the padding token; only what is not in the vocabulary is added to it."""
-    if token in tokenizer.get_vocab():
-        tokenizer.pad_token = token
-    else:
-        tokenizer.add_special_tokens({"pad_token": token})
 
 
 def _refuse_unknown_arguments(tokenizer: PreTrainedTokenizerBase, params: ModelParams) -> None:

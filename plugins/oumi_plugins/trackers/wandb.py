@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,8 +39,7 @@ class WeightsAndBiases(Component):
         """Open the run."""
         if not run.world.is_main:
             return
-        import wandb
-
+        wandb: Any = importlib.import_module("wandb")  # an extra: pyright need not find it
         training = run.config.training
         given = training.tracker_kwargs.get("wandb", {})
         params = WandbParams(**given)

@@ -1,0 +1,84 @@
+"""One process: seeds, precision, clipping, and the norm that is reported."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from oumi_kernel.contracts import Run
+from oumi_kernel.loading import load_text
+from oumi_plugins.strategies._single import SingleStrategy
+from tests.conftest import minimal_yaml
+
+
+def strategy(training: str = "  seed: 7\n") -> SingleStrategy:
+    loaded = load_text(minimal_yaml(training=training), "c")
+    return SingleStrategy(Run(config=loaded.config, folder=loaded.folder))
+
+
+def prepared(strategy: SingleStrategy, learning_rate: float = 1.0) -> torch.nn.Linear:
+    model = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+
+    def build(model: torch.nn.Module) -> tuple[object, object]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+    return strategy.prepare(model, build).model
+
+
+@pytest.mark.parametrize(("limit", "moved"), [(None, 5.0), (10.0, 5.0), (1.0, 1.0), (0.5, 0.5)])
+def test_the_norm_is_that_before_clipping_and_the_step_that_after(limit: float | None, moved: float) -> None:
+    how = strategy()
+    model = prepared(how)
+    how.backward((model(torch.tensor([[3.0, 4.0]], device=how.device))).sum())
+    assert float(how.step(limit)) == pytest.approx(5.0)
+    assert float(model.weight.detach().norm()) == pytest.approx(moved, rel=1e-5)
+    assert model.weight.grad is None
+
+
+def test_gradients_of_micro_batches_add_up() -> None:
+    how = strategy()
+    model = prepared(how)
+    for part in ([3.0, 0.0], [0.0, 4.0]):
+        with how.backward_context(last=False), how.forward_context():
+            loss = model(torch.tensor([part], device=how.device)).sum()
+        how.backward(loss)
+    assert float(how.step(None)) == pytest.approx(5.0)
+
+
+def test_a_seed_gives_the_same_numbers_everywhere() -> None:
+    def numbers(seed: int) -> tuple[float, float, float]:
+        strategy(f"  seed: {seed}\n").setup()
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    assert numbers(3) == numbers(3)
+    assert all(a != b for a, b in zip(numbers(3), numbers(4), strict=True))
+
+
+@pytest.mark.parametrize("key", ["use_deterministic", "full_determinism"])
+def test_deterministic_algorithms_are_asked_for_and_not_left_on(key: str) -> None:
+    strategy(f"  {key}: true\n").setup()
+    assert torch.are_deterministic_algorithms_enabled()
+    strategy().setup()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_bf16_computes_in_bf16_and_keeps_weights_in_float32() -> None:
+    how = strategy("  mixed_precision_dtype: bf16\n")
+    model = prepared(how)
+    with how.forward_context():
+        product = model(torch.ones(1, 2, device=how.device))
+    assert product.dtype == torch.bfloat16
+    assert model.weight.dtype == torch.float32
+    with strategy().forward_context():
+        assert model(torch.ones(1, 2, device=how.device)).dtype == torch.float32
+
+
+def test_batches_and_model_are_on_the_same_device() -> None:
+    how = strategy()
+    batch = how.place({"input_ids": torch.zeros(1, 2)})
+    assert batch["input_ids"].device.type == prepared(how).weight.device.type == how.device.type
