@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def check_target(entry: Entry, target: Any) -> type[Component]:
             expected = "a subclass of oumi_kernel.Component" + (" or a callable" if family.takes_callables else "")
             raise PluginError(f"{describe(entry)} is {_kind(target)}; a {family.noun} is {expected}.")
         return component_from_callable(target, entry.family, entry.name, describe(entry))
+    _check_attributes(entry, target)
     _check_api(entry, target)
     if family.hook and not hasattr(target, family.hook):
         raise PluginError(f"{describe(entry)} has no method {family.hook}, which every {family.noun} needs.")
@@ -89,6 +91,20 @@ def _import_file(file: str) -> Any:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _check_attributes(entry: Entry, component: Any) -> None:
+    """Refuse class attributes of the wrong kind, which would otherwise fail far from their author."""
+    params = component.params_type
+    if not (inspect.isclass(params) and issubclass(params, Params)):
+        raise PluginError(f"{describe(entry)}: params_type must be a subclass of oumi_kernel.Params, not {params!r}.")
+    for name in ("requires", "unserved", "without_effect"):
+        value = getattr(component, name)
+        if not isinstance(value, Mapping):
+            raise PluginError(f"{describe(entry)}: {name} must map text to text, not {value!r}.")
+    api = component.api
+    if not (isinstance(api, tuple) and len(api) == 2 and all(isinstance(part, int) for part in api)):
+        raise PluginError(f"{describe(entry)}: api must be two whole numbers, such as (1, 0), not {api!r}.")
 
 
 def _check_api(entry: Entry, component: type[Component]) -> None:

@@ -231,7 +231,9 @@ class _Resolver:
         installed = tuple(name for name in self.catalogue.names(slot.family) if name != DEFAULT)
         listing = f"Installed: {', '.join(installed)}." if installed else "None is installed."
         if _is_known(slot) or not slot.path or slot.name == DEFAULT:
-            message = f"{slot.name} needs a {noun} named '{normalise(slot.name)}'; none is installed."
+            named = "" if slot.name == DEFAULT else f" named '{normalise(slot.name)}'"
+            subject = slot.path if slot.name == DEFAULT else slot.name
+            message = f"{subject} needs a {noun}{named}; none is installed."
             hint = listing if installed else ""
             self.unavailable.append(self._problem("not-installed", slot.path, message, hint=hint))
             return

@@ -326,7 +326,7 @@ def test_an_interrupt_is_exit_130_without_a_traceback(config, tmp_path: Path) ->
 
 def test_a_bug_keeps_its_traceback_and_says_so(install, config) -> None:
     source = (
-        "from oumi_kernel import Component\nclass Odd(Component):\n    requires = 3\n"
+        "from oumi_kernel import Component\nclass Odd(Component):\n    requires = {3: 'x'}\n"
         "    def oumi_build_optimizer(self): ...\n"
     )
     site = str(install("oumi-odd", "1.0", {"oumi.optimizers": {"odd": "odd_plugin:Odd"}}, odd_plugin=source))

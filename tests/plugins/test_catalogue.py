@@ -67,6 +67,12 @@ def test_a_missing_module_is_a_row_until_somebody_names_it(install) -> None:
         ("raise RuntimeError('no licence')", "cannot be imported: RuntimeError: no licence"),
         ("Lion = 3", "is a int; a optimizer is a subclass of oumi_kernel.Component"),
         (OPTIMIZER.replace("oumi_build_optimizer", "oumi_build"), "has no method oumi_build_optimizer"),
+        (OPTIMIZER.replace('"""A lion."""', "requires = 3"), "requires must map text to text, not 3"),
+        (
+            OPTIMIZER.replace('"""A lion."""', "params_type = dict"),
+            "params_type must be a subclass of oumi_kernel.Params",
+        ),
+        (OPTIMIZER.replace('"""A lion."""', "api = '1'"), "api must be two whole numbers"),
         (OPTIMIZER.replace('"""A lion."""', "api = (1, 99)"), r"needs kernel API 1.99, .*upgrade oumi-kernel"),
         (OPTIMIZER.replace('"""A lion."""', "api = (0, 1)"), r"needs kernel API 0.1, .*upgrade oumi-lion"),
     ],
