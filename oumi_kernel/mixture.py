@@ -40,7 +40,7 @@ def mix(parts: Sequence[Sequence[Row]], split: DatasetSplitParams, *, split_name
     dataset (`first_exhausted`) or every dataset (`all_exhausted`, short ones start again) has run out.
 
     Raises:
-        DataError: A dataset of the split is empty.
+        DataError: A dataset of the split is empty, or nothing is taken of any.
     """
     for params, rows in zip(split.datasets, parts, strict=True):
         if not rows:
@@ -52,6 +52,8 @@ def mix(parts: Sequence[Sequence[Row]], split: DatasetSplitParams, *, split_name
     else:
         weights = [proportion or 0.0 for proportion in proportions]
         order = list(_interleaved(rows_of, weights, split.mixture_strategy, split.seed))
+    if not order:
+        raise DataError(f"data.{split_name}: sample_count leaves no rows.")
     return Mixture(parts, order)
 
 

@@ -16,8 +16,11 @@ from msgspec import Meta
 FINITE = 1.7976931348623157e308
 """The largest finite float: `le=FINITE` is what refuses nan and inf, which pass a bare `ge`."""
 
-PositiveInt = Annotated[int, Meta(ge=1)]
-NonNegativeInt = Annotated[int, Meta(ge=0)]
+LARGEST = 2**63 - 1
+"""The largest whole number of 64 bits, which is what libraries below take."""
+
+PositiveInt = Annotated[int, Meta(ge=1, le=LARGEST)]
+NonNegativeInt = Annotated[int, Meta(ge=0, le=LARGEST)]
 PositiveFloat = Annotated[float, Meta(gt=0, le=FINITE)]
 NonNegativeFloat = Annotated[float, Meta(ge=0, le=FINITE)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]

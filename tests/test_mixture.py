@@ -24,7 +24,7 @@ def test_without_proportions_datasets_follow_one_another() -> None:
     assert mixed([rows("a", 2), rows("b", 1)], [{}, {}]) == ["a0", "a1", "b0"]
 
 
-@pytest.mark.parametrize(("count", "expected"), [(0, []), (2, ["a0", "a1"]), (5, ["a0", "a1", "a2", "a0", "a1"])])
+@pytest.mark.parametrize(("count", "expected"), [(2, ["a0", "a1"]), (5, ["a0", "a1", "a2", "a0", "a1"])])
 def test_a_sample_count_takes_or_repeats(count: int, expected: list[str]) -> None:
     assert mixed([rows("a", 3)], [{"sample_count": count}]) == expected
 
@@ -85,3 +85,9 @@ def test_a_dataset_of_no_probability_is_not_waited_for() -> None:
 def test_an_empty_dataset_is_an_error_with_its_name() -> None:
     with pytest.raises(DataError, match=r"data\.train: dataset 'd1' has no rows"):
         mixed([rows("a", 1), []], [{}, {}])
+
+
+def test_a_split_of_which_nothing_is_taken_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"data\.train: sample_count leaves no rows"):
+        mixed([rows("a", 3)], [{"sample_count": 0}])
+    assert mixed([rows("a", 3), rows("b", 1)], [{"sample_count": 0}, {}]) == ["b0"]

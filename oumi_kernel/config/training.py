@@ -199,13 +199,13 @@ class TrainingParams(Params):
     logging_dir: str | None = None
     """Folder of TensorBoard's files. Null: `tensorboard` in the output folder."""
 
-    dataloader_num_workers: NonNegativeInt | Literal["auto"] = 0
+    dataloader_num_workers: Annotated[int, Meta(ge=0, le=1024)] | Literal["auto"] = 0
     """Processes that make batches: a number or auto; 0 makes them in the training process."""
 
     dataloader_persistent_workers: bool = False
     """Whether those processes live on between epochs."""
 
-    dataloader_prefetch_factor: PositiveInt | None = None
+    dataloader_prefetch_factor: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """Batches that each process makes ahead."""
 
     dataloader_main_process_only: bool | None = None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 import msgspec
 
 from oumi_kernel.errors import ConfigError, Problem
-from oumi_kernel.loading.describe import did_you_mean, refusal, shown
+from oumi_kernel.loading.describe import did_you_mean, refusal, same_words, shown
 from oumi_kernel.loading.document import Document, child
 from oumi_kernel.loading.misplaced import belongs
 from oumi_kernel.loading.yaml_reader import scalar
@@ -109,7 +109,7 @@ class _Walk:
 
     def leaf(self, value: Any, type_: Any, path: str) -> tuple[bool, Any]:
         """Do what `value` does for what has no parts, or whose parts fit."""
-        for candidate in self.candidates(value, path):
+        for candidate in (*self.candidates(value, path), *same_words(value, type_)):
             try:
                 msgspec.convert(candidate, type_)
             except (msgspec.ValidationError, RecursionError):

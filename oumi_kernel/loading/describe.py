@@ -16,6 +16,14 @@ def choices(type_: Any) -> tuple[str, ...]:
     return _choices(inspect.type_info(type_))
 
 
+def same_words(value: Any, type_: Any) -> list[str]:
+    """Return the choices of a type that a word means: in any case, `-` read as `_`."""
+    if not isinstance(value, str):
+        return []
+    word = value.strip().lower().replace("-", "_")
+    return [choice for choice in choices(type_) if choice.lower() == word]
+
+
 def expectation(type_: Any) -> str:
     """Return what a type accepts: `a whole number >= 1, or null`."""
     return _expectation(inspect.type_info(type_))
@@ -127,7 +135,7 @@ def _one(info: Any) -> str:
 
 def _bounds(info: Any) -> str:
     low = f" >= {info.ge}" if info.ge is not None else f" > {info.gt}" if info.gt is not None else ""
-    if info.le is not None and info.le > 1e300:  # the bound that refuses infinity; nobody needs to read it
+    if info.le is not None and info.le >= 2**63 - 1:  # what no machine can hold; nobody needs to read it
         return low
     high = f" <= {info.le}" if info.le is not None else f" < {info.lt}" if info.lt is not None else ""
     return f"{low} and{high}" if low and high else low + high

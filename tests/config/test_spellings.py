@@ -14,6 +14,7 @@ from oumi_kernel.config import TrainingConfig
 from oumi_kernel.errors import ConfigError
 from oumi_kernel.loading import load_text, to_yaml
 from oumi_kernel.loading.yaml_reader import read_yaml
+from oumi_kernel.plugins.keys import value_at
 from oumi_kernel.schema import ConfigEnum, Params, dump
 from tests.conftest import ROOT, minimal_yaml
 
@@ -143,3 +144,16 @@ def test_an_ignored_label_is_no_token_and_fits_a_tensor(index: str) -> None:
 )
 def test_what_keeps_the_rules_passes_without_a_word(sections: dict[str, str]) -> None:
     assert load_text(minimal_yaml(**sections), "c").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "path", "value"),
+    [
+        ("fsdp", "mixed_precision: BF16", "fsdp.mixed_precision", "bf16"),
+        ("peft", "bnb_4bit_quant_type: NF4", "peft.bnb_4bit_quant_type", "nf4"),
+        ("peft", "lora_bias: LORA-ONLY", "peft.lora_bias", "lora_only"),
+        ("data", "  mixture_strategy: ALL_EXHAUSTED", "data.train.mixture_strategy", "all_exhausted"),
+    ],
+)
+def test_a_word_of_a_closed_set_is_taken_in_any_case(section: str, line: str, path: str, value: str) -> None:
+    assert value_at(load_text(minimal_yaml(**{section: f"  {line}\n"}), "c").config, path) == value

@@ -122,6 +122,15 @@ def test_a_wrong_value_is_told_with_its_path_and_what_was_expected(text: str, pa
     assert problems(text)[0] == (path, message)
 
 
+@pytest.mark.parametrize(
+    ("text", "code"), [("whole: 0", "out-of-range"), ("whole: 2.5", "wrong-type"), ("real: -0.5", "out-of-range")]
+)
+def test_a_number_is_out_of_range_only_where_its_kind_fits(text: str, code: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert [problem.code for problem in caught.value.problems] == [code]
+
+
 def test_a_constraint_on_a_whole_list_is_kept() -> None:
     assert problems("at_least_one: []")[0][0] == "at_least_one"
 

@@ -42,6 +42,10 @@ def test_values_in_a_mapping_have_the_text_of_their_own() -> None:
     assert load("--data.train", "{target_col: 2024}").config.data.train.target_col == "2024"
 
 
+def test_text_typed_for_a_mapping_is_not_the_text_of_its_keys() -> None:
+    assert "data.train.target_col: expected text, or null, got true." in failure("--data.train", "{target_col: true}")
+
+
 def test_a_mapping_is_merged_and_an_empty_one_empties() -> None:
     text = minimal_yaml(training="  trainer_kwargs: {a: {b: 1, c: 2}}\n")
     assert load("--training.trainer_kwargs", "{a: {b: 3}}", text=text).config.training.trainer_kwargs == {

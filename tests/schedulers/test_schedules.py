@@ -104,6 +104,15 @@ def test_a_wrong_parameter_is_an_error(arguments: tuple[str, ...], message: str)
         schedule(*arguments)
 
 
+def test_what_only_the_schedule_can_judge_is_an_error_of_the_configuration_too() -> None:
+    with pytest.raises(ConfigError, match=r"lr_scheduler_kwargs: polynomial: lr_end .* must be smaller than"):
+        schedule("polynomial", "--training.lr_scheduler_kwargs.lr_end=2")
+    with pytest.raises(ConfigError, match="10 steps of warm-up, 0 level and 95 of fall are more than the run's 100"):
+        schedule(
+            "warmup_stable_decay", "--training.lr_scheduler_kwargs.num_decay_steps=95", "--training.warmup_steps=10"
+        )
+
+
 def test_every_schedule_that_transformers_names_is_there() -> None:
     from transformers import SchedulerType
 

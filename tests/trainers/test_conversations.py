@@ -80,6 +80,13 @@ def test_the_assistants_words_and_end_of_turn_are_supervised_and_nothing_else(na
         assert supervised(tokenizer, SYSTEM) == expected
 
 
+def test_what_begins_the_next_turn_is_not_taken_for_the_end_of_this_one() -> None:
+    """Only the last turn is ended; the next header begins with the same letters as the end."""
+    template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    template += "{% if add_generation_prompt %}<|assistant|>{% else %}<|im_end|>{% endif %}"
+    assert supervised(tokenizer_with(template), CHAT) == ["Yes, you do.", "It is the law.<|im_end|>"]
+
+
 def test_all_tokens_means_all_tokens() -> None:
     ids, mask = Renderer(tokenizer_with(CHATML), TrainTarget.ALL_TOKENS)({"messages": CHAT}, "row 0")
     assert mask == [True] * len(ids)

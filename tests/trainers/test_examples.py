@@ -133,7 +133,7 @@ def test_a_row_of_another_kind_names_its_keys() -> None:
         ("  num_train_epochs: 1\n  per_device_train_batch_size: 1\n  gradient_accumulation_steps: 4\n", 7, 2),
         ("  num_train_epochs: 1\n  per_device_train_batch_size: 4\n  gradient_accumulation_steps: 8\n", 5, 1),
         ("  num_train_epochs: 0.5\n  per_device_train_batch_size: 1\n", 7, 4),
-        ("  num_train_epochs: 0.1\n  per_device_train_batch_size: 1\n", 30, 3),
+        ("  num_train_epochs: 0.55\n  per_device_train_batch_size: 1\n", 100, 55),
         ("  num_train_epochs: 5\n  max_steps: 2\n  per_device_train_batch_size: 1\n", 7, 2),
         ("  num_train_epochs: -1\n  max_steps: 50\n  per_device_train_batch_size: 1\n", 7, 50),
     ],

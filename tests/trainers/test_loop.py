@@ -133,6 +133,16 @@ def test_the_evaluation_loss_is_a_sum_over_a_count_whatever_the_batch(train: Tra
     assert run.figures("eval_perplexity") == pytest.approx([float(torch.tensor(expected).exp())], rel=1e-5)
 
 
+def test_evaluating_has_no_dropout_and_changes_nothing_about_training(train: Train, tmp_path: Path) -> None:
+    flags = ("--model.model_kwargs.attention_dropout=0.3", "--training.max_steps=4")
+    plain = train(*flags, name="plain")
+    evaluated = train(*flags, "--training.eval_steps=1", name="evaluated", validation=5)
+    assert_equal(evaluated.folder, plain.folder)
+    model = evaluated.model.eval()
+    expected = reference_trainer.evaluate(model, oracle_rows(tmp_path, "validation.jsonl"))
+    assert evaluated.figures("eval_loss")[-1] == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("stop", [2, 3, 5])
 def test_a_resumed_run_ends_with_the_same_bits(train: Train, stop: int) -> None:
     """Three steps are an epoch: stopped within the first, at its end, and within the second."""
@@ -222,6 +232,13 @@ def test_asked_to_stop_it_leaves_a_complete_checkpoint_and_goes_on_from_there(tr
     )
     assert resumed.summary.steps == 6
     assert_equal(resumed.folder, straight.folder)
+
+
+@pytest.mark.parametrize("flag", ["--training.save_steps=0", "--training.save_steps=1"])
+def test_weights_that_the_last_step_broke_are_never_kept(train: Train, tmp_path: Path, flag: str) -> None:
+    with pytest.raises(NumericsError, match=r"the weight \S+ is not finite after step 1, learning rate 1e\+300"):
+        train("--training.learning_rate=1e300", "--training.max_steps=1", "--training.max_grad_norm=null", flag)
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
 def complete(train: Train) -> Finished:

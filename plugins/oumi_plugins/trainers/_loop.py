@@ -90,6 +90,7 @@ class Loop:
                 self._evaluate()
             self._steps()
             self._check_finite()
+            self._check_weights()
             if self._evaluates() and self.evaluated_at != self.progress.step:
                 self._evaluate()
         return Summary(steps=self.progress.step, figures=self.figures)
@@ -210,6 +211,19 @@ class Loop:
             grad_norm=self.figures["grad_norm"],
         )
 
+    def _check_weights(self) -> None:
+        """Look at every trained weight, before any of them is kept.
+
+        Raises:
+            NumericsError: One is not finite: the last step broke what the losses before it could not show.
+        """
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+                raise NumericsError(
+                    f"the weight {name} is not finite after step {self.progress.step}, learning rate {self.rate:g}. "
+                    "Lower the learning rate."
+                )
+
     def _check_finite(self) -> None:
         """Look at the loss since the last look and at the last gradient, which waits for the device.
 
@@ -250,6 +264,7 @@ class Loop:
 
     def _save(self) -> Path:
         self._check_finite()
+        self._check_weights()
         started = time.perf_counter()
         self.progress.loss_sum = float(self.loss_sum)
         folder = self.checkpoints.save(self.progress)

@@ -66,7 +66,7 @@ class SftTrainer:
         count = len(examples["train"])
         batch = training.per_device_train_batch_size
         per_epoch = math.ceil(math.ceil(count / batch) / training.gradient_accumulation_steps)
-        by_epochs = math.ceil(round(per_epoch * training.num_train_epochs, 6))  # 0.1 * 30 is a little more than 3
+        by_epochs = math.ceil(round(per_epoch * training.num_train_epochs, 6))  # 0.55 * 100 is more than 55
         return Plan(
             total_steps=training.max_steps if training.max_steps > 0 else by_epochs,
             steps_per_epoch=per_epoch,
