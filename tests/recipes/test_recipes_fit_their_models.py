@@ -1,0 +1,66 @@
+"""What a recipe says about its model's inside is true of that architecture, as transformers builds it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oumi_kernel.loading import load_config
+from tests.conftest import ROOT
+
+RECIPES = sorted((ROOT / "configs/recipes").rglob("*.yaml"))
+MODEL_TYPES = {
+    "HuggingFaceTB/SmolLM2": "llama",
+    "meta-llama/Llama-3": "llama",
+    "deepseek-ai/DeepSeek-R1-Distill-Llama": "llama",
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen": "qwen2",
+    "Qwen/Qwen2.5": "qwen2",
+    "Qwen/Qwen3-30B-A3B": "qwen3_moe",
+    "Qwen/Qwen3": "qwen3",
+    "google/gemma-3": "gemma3",
+    "mistralai/Mistral-7B": "mistral",
+    "alignment-handbook/zephyr-7b": "mistral",
+    "microsoft/phi-4": "phi3",
+    "allenai/Olmo-3": "olmo3",
+    "openai/gpt-oss": "gpt_oss",
+    "llava-hf/llava-1.5": "llava",
+    "openai-community/gpt2": "gpt2",
+}
+"""Beginning of a model's name -> `model_type` of its config.json; of several beginnings the longest counts."""
+
+
+def model_type(name: str) -> str:
+    beginning = max((start for start in MODEL_TYPES if name.startswith(start)), key=len)
+    return MODEL_TYPES[beginning]
+
+
+@cache
+def architecture(kind: str) -> Any:
+    """Return a two-layer model of a type without memory for its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = AutoConfig.for_model(kind)
+    text = config.get_text_config()
+    text.num_hidden_layers, text.layer_types = 2, (getattr(text, "layer_types", None) or [])[:2] or None
+    auto = AutoModelForImageTextToText if getattr(config, "vision_config", None) else AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto.from_config(config)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "configs/recipes")))
+def test_the_modules_that_a_recipe_names_are_in_its_model(path: Path) -> None:
+    config = load_config(path).config
+    model = architecture(model_type(config.model.model_name))
+    names = [name for name, _ in model.named_modules()]
+    last = {name.rsplit(".", 1)[-1] for name in names}
+    assert set(config.peft.lora_target_modules or ()) <= last
+    assert set(config.model.freeze_layers) <= set(names)
+    for pattern in config.peft.lora_exclude_modules or ():
+        assert any(re.fullmatch(pattern, name) for name in names), pattern
+    if config.fsdp.transformer_layer_cls:
+        assert config.fsdp.transformer_layer_cls in {type(module).__name__ for module in model.modules()}
