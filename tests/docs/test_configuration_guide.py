@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from oumi_kernel.config import MixtureStrategy
 from oumi_kernel.config.derived import peft_enabled
 from oumi_kernel.loading import LoadedConfig, load_text, to_yaml
 from oumi_kernel.loading.aliases import ALIASES
@@ -16,7 +15,7 @@ from oumi_kernel.loading.yaml_reader import read_yaml
 from tests.conftest import ROOT
 
 GUIDE = (ROOT / "docs/guides/configuration.md").read_text()
-SAMPLES = re.findall(r"^## (.+?)$[^#]*?^```yaml\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+SAMPLES = re.findall(r"^## ([^\n]+)$[^#]*?^```yaml\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
 MINIMAL = {"model": {"model_name": "m"}, "data": {"train": {"datasets": [{"dataset_name": "text_sft"}]}}}
 
 
@@ -36,7 +35,7 @@ def test_every_sample_is_tested() -> None:
 def test_the_data_sample_is_a_mixture() -> None:
     train = loaded("Data").config.data.train
     assert [dataset.mixture_proportion for dataset in train.datasets] == [0.7, 0.3]
-    assert train.mixture_strategy is MixtureStrategy.ALL_EXHAUSTED
+    assert train.mixture_strategy == "all_exhausted"
 
 
 def test_an_adapter_section_alone_turns_the_adapter_on() -> None:

@@ -39,11 +39,11 @@ class Sft(Component):
         "training.reward_function_kwargs": "it is for GRPO trainers.",
         "training.profiler": _NOT_YET,
         "training.telemetry": _NOT_YET,
-        "training.include_performance_metrics": _NOT_YET,
         "training.include_alternative_mfu_metrics": _NOT_YET,
         "training.log_examples": _NOT_YET,
     }
     without_effect = {
+        "training.include_performance_metrics": "tokens and tokens per second are always logged.",
         "data.*.datasets[].shuffle_buffer_size": "datasets are shuffled whole.",
         "training.ddp_find_unused_parameters": "there is one process.",
         "training.nccl_default_timeout_minutes": "there is one process.",
