@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from oumi_kernel.config import TrainTarget
+from oumi_kernel.config import Moments, TrainTarget
 from oumi_kernel.contracts import Run, Session, Strategy, Summary, Trainer, World
 from oumi_kernel.errors import ConfigError, OumiError, Problem
 from oumi_kernel.launch import world_from
@@ -123,6 +123,8 @@ def _header(session: Session) -> str:
         f"steps      {plan.total_steps:,} of {plan.effective_batch_size} examples, {plan.steps_per_epoch:,} an epoch",
         f"output     {run.output_dir}",
     ]
+    if "validation" not in session.examples and run.config.training.eval_strategy is not Moments.NO:
+        lines.append("evaluation off: there is no validation split")
     if run.config.model.trust_remote_code:
         lines.append("WARNING    model.trust_remote_code is on: code from the model's repository runs on this machine")
     return "\n".join(lines)

@@ -288,3 +288,10 @@ def test_nothing_to_train_on_after_truncation_is_an_error_with_the_smallest_limi
     ):
         train("--model.model_max_length=4")
     assert json.loads((tmp_path / "run" / "failure.json").read_text())["exit_code"] == 4
+
+
+def test_without_a_validation_split_one_line_says_that_nothing_is_evaluated(train: Train) -> None:
+    line = "evaluation off: there is no validation split"
+    assert line in (train(name="without").folder / "logs/rank_0.log").read_text()
+    assert line not in (train(name="with", validation=4).folder / "logs/rank_0.log").read_text()
+    assert line not in (train("--training.eval_strategy=no", name="no").folder / "logs/rank_0.log").read_text()
