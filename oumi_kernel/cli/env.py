@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -55,16 +56,25 @@ def _libraries() -> Iterator[tuple[str, str]]:
 
 
 def _devices() -> Iterator[tuple[str, str]]:
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        yield "unknown", f"torch cannot be imported: {error}"
+    """Ask a process of its own, so that the kernel stays free of torch and survives one that crashes on import."""
+    done = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        yield "unknown", f"torch cannot be imported: {last[0]}"
         return
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            device = torch.cuda.get_device_properties(index)
-            yield f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-    elif torch.backends.mps.is_available():
-        yield "mps", "Apple GPU"
-    else:
-        yield "cpu", "no GPU that torch can use"
+    for line in done.stdout.splitlines():
+        name, _, description = line.partition("\t")
+        yield name, description
+
+
+_ASK_TORCH = """
+import torch
+if torch.cuda.is_available():
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        print(f"cuda:{index}\\t{device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+elif torch.backends.mps.is_available():
+    print("mps\\tApple GPU")
+else:
+    print("cpu\\tno GPU that torch can use")
+"""
