@@ -13,7 +13,7 @@ from oumi_plugins.schedulers.needs_evaluation import NO_WARMUP, need_validation
 
 
 class PlateauParams(Params):
-    """Parameters of `reduce_lr_on_plateau`."""
+    """Parameters of `reduce_lr_on_plateau` and `greedy`."""
 
     factor: Annotated[float, Meta(gt=0, lt=1)] = 0.1
     """By which the learning rate is multiplied."""
