@@ -55,7 +55,7 @@ def one_run(name: str, threads: str, repeat: int, materials: Path, given: argpar
     variant, output = VARIANTS[name], given.work / "runs" / f"{given.model}-{threads}-{name}"
     shutil.rmtree(output, ignore_errors=True)
     job = prepare(variant, materials, output, python)
-    environment, core = environment_for(threads, variant.environment)
+    environment, core = environment_for(threads, output, variant.environment)
     load = os.getloadavg()[0]
     try:
         watched = watch(job.command, job.lines, output / "output.log", environment, core)

@@ -1,6 +1,6 @@
 """What the benchmark trains: models with random weights, and chats of varied length out of the shipped answers.
 
-    python -m tests.benchmarks.materials FOLDER --model small --rows 240 [--length 512]
+    python -m tests.benchmarks.materials FOLDER --model small --rows 240 [--length 512] [--full]
 
 Nothing is downloaded. Everything is a function of the arguments, so that two machines train the same thing.
 """
@@ -39,7 +39,7 @@ SHAPES = {
 Chat = list[dict[str, str]]
 
 
-def build(folder: Path, model: str, rows: int, longest: int = LONGEST) -> None:
+def build(folder: Path, model: str, rows: int, longest: int = LONGEST, *, full: bool = False) -> None:
     """Write `model/`, `train.jsonl` (what we read), `in_order.jsonl` (the order we train in), `held_out.jsonl`."""
     from oumi_plugins.trainers._order import epoch_order
 
@@ -48,13 +48,13 @@ def build(folder: Path, model: str, rows: int, longest: int = LONGEST) -> None:
     build_model(model, tokenizer, longest).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     length = lambda chat: len(tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"])  # noqa: E731
-    chats = list(build_chats("train", rows, longest, length))
+    chats = list(build_chats("train", rows, None if full else longest, length, shortest=longest if full else 0))
     held_out = list(build_chats("validation", HELD_OUT, longest, length))
     order = epoch_order(len(chats), SEED, 0)
     write_rows(folder / "train.jsonl", chats)
     write_rows(folder / "in_order.jsonl", [chats[index] for index in order])
     write_rows(folder / "held_out.jsonl", held_out)
-    lengths = [length(chats[index]) for index in order]
+    lengths = [min(length(chats[index]), longest) for index in order]
     figures = {"rows": rows, "tokens": sum(lengths), "longest": max(lengths), "padding": padding_share(lengths)}
     (folder / "materials.json").write_text(json.dumps(figures, indent=2))
     log(f"{folder}: {figures}")
@@ -68,17 +68,18 @@ def build_tokenizer(longest: int = LONGEST):
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+    unknown, begin, end, pad = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = [unknown, begin, end, pad]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator((message["content"] for pair in read_pairs("train") for message in pair), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        eos_token="<|im_end|>",
-        pad_token="<|pad|>",
-        unk_token="<|endoftext|>",
+        eos_token=end,
+        pad_token=pad,
+        unk_token=unknown,
         model_max_length=longest,
         chat_template=(QUICKSTART / "model/chat_template.jinja").read_text(),
     )
@@ -101,15 +102,23 @@ def read_pairs(split: str) -> list[Chat]:
     return [json.loads(line)["messages"] for line in lines]
 
 
-def build_chats(split: str, rows: int, longest: int, length) -> Iterator[Chat]:
-    """Yield conversations of several questions and answers, about log-normal in length, none over `longest` tokens."""
+def build_chats(split: str, rows: int, longest: int | None, length, shortest: int = 0) -> Iterator[Chat]:
+    """Yield conversations of several questions and answers: about log-normal in length, or all of `shortest` or more.
+
+    Args:
+        split: The shipped split that they are made of.
+        rows: How many.
+        longest: Most tokens; None: what the shortest needs.
+        length: Returns the tokens of a conversation.
+        shortest: Fewest tokens.
+    """
     draw, pairs = random.Random(f"{SEED} {split}"), read_pairs(split)
     for _ in range(rows):
-        wanted = min(draw.lognormvariate(0.0, 0.85) * longest * 0.25, longest * 0.99)
+        wanted = min(draw.lognormvariate(0.0, 0.85) * 0.25, 0.99) * longest if longest else shortest
         chat = list(draw.choice(pairs))
         while length(chat) < wanted:
             longer = [*chat, *draw.choice(pairs)]
-            if length(longer) > longest:
+            if longest and length(longer) > longest:
                 break
             chat = longer
         yield chat
@@ -132,5 +141,6 @@ if __name__ == "__main__":
     parser.add_argument("--model", choices=SHAPES, default="small")
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--length", type=int, default=LONGEST)
+    parser.add_argument("--full", action="store_true", help="every chat has at least --length tokens")
     given = parser.parse_args()
-    build(given.folder, given.model, given.rows, given.length)
+    build(given.folder, given.model, given.rows, given.length, full=given.full)

@@ -123,13 +123,18 @@ def rates(run: Watched, warm: int) -> dict[str, float]:
     }
 
 
-def environment_for(threads: str, extra: Mapping[str, str]) -> tuple[dict[str, str], int | None]:
-    """Return the environment of a run, and the core to pin it to; `threads` is "1" or "all"."""
+def environment_for(threads: str, output: Path, extra: Mapping[str, str]) -> tuple[dict[str, str], int | None]:
+    """Return the environment of a run, and the core to pin it to; `threads` is "1" or "all".
+
+    Caches lie in the run's own folder: nobody starts with what an earlier run left.
+    """
     environment = dict(os.environ) | {
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "HF_HOME": str(output / "cache"),
+        "XDG_CACHE_HOME": str(output / "cache"),
     }
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         environment.pop(name, None)

@@ -41,7 +41,8 @@ class Steps(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
-            line = {"step": state.global_step, "loss": float(logs["loss"]), "tokens": self.tokens[state.global_step - 1]}
+            step = state.global_step
+            line = {"step": step, "loss": float(logs["loss"]), "tokens": self.tokens[step - 1]}
             with self.file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
@@ -114,7 +115,7 @@ def main():
         choose_fast_matmul()
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32)
-    rows = load_dataset("json", data_files=settings["rows"], split="train", cache_dir=settings["output_dir"] + "/cache")
+    rows = load_dataset("json", data_files=settings["rows"], split="train")
     trainer = {"trainer": with_trainer, "trl": with_trl}[settings["peer"]](settings, model, tokenizer, rows)
     steps = Steps(settings["lines"], trainer.data_collator)
     trainer.data_collator = steps

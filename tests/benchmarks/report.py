@@ -84,7 +84,9 @@ def problem(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     own, reference, variant = runs[name][0], runs[REFERENCE][0], VARIANTS[name]
     errors = [run["error"] for run in (*runs[name], reference) if "error" in run]
     if errors:
-        return f"failed: {errors[0].strip().splitlines()[-1]}"
+        lines = errors[0].strip().splitlines()
+        telling = [line.strip() for line in lines if "error[" in line or "Error: " in line]
+        return f"failed: {[*lines, *telling][-1]}"
     if variant.same_batches and variant.float32:
         pairs = list(zip(own["steps"], reference["steps"], strict=False))[:CHECKED_STEPS]
         furthest = max(abs(a["loss"] - b["loss"]) for a, b in pairs)
