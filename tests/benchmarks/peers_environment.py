@@ -8,6 +8,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from packaging.version import Version
+
 from tests.benchmarks.measure import ROOT, log
 
 SHARED = ("torch", "transformers", "accelerate", "datasets")
@@ -17,7 +19,7 @@ PEERS = ("trl==1.16.0",)
 def create(folder: Path) -> str:
     """Return the Python of an environment that has the peers; made anew where the versions wanted are others."""
     python, done = folder / "bin/python", folder / "installed.json"
-    wanted = [*(f"{name}=={version(name)}" for name in SHARED), *PEERS]
+    wanted = [*(f"{name}=={Version(version(name)).public}" for name in SHARED), *PEERS]
     if done.exists() and json.loads(done.read_text()) == wanted:
         return str(python)
     log(f"{folder}: installing {', '.join(wanted)}")

@@ -1,4 +1,7 @@
-"""Figures into tables: medians with least and most, and which ratios count."""
+"""Figures into tables: medians with least and most, and which ratios count.
+
+python -m tests.benchmarks.report RESULTS.json
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.variants import REFERENCE, VARIANTS
+from tests.benchmarks.variants import REFERENCE, RIVALS, VARIANTS
 
 CHECKED_STEPS = 3
 LOSS_TOLERANCE = 1e-3
@@ -22,10 +25,14 @@ HELD_OUT_TOLERANCE = {True: 0.002, False: 0.02}
 """Largest relative difference of held-out losses that is noise: of the same batches, and of others."""
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "trl")
-COLUMNS = (
-    "variant", "tokens/CPU s", "of Trainer", "of tuned", "tokens/s", "of Trainer", "CPU s to step 1", "s to step 1",
-    "run CPU s", "peak MB", "held-out", "note",
-)  # fmt: skip
+FIGURES = {
+    "tokens_per_second": ("tokens/s", 0),
+    "first_step_cpu_seconds": ("CPU s to step 1", 1),
+    "first_step_seconds": ("s to step 1", 1),
+    "run_cpu_seconds": ("run CPU s", 1),
+    "peak_megabytes": ("peak MB", 0),
+}
+SPEED = "tokens_per_cpu_second"
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -46,28 +53,27 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def table(results: Mapping[str, Any], threads: str) -> list[str]:
-    """Return the rows of one table."""
+    """Return the rows of one table; the ratios are those of tokens per CPU second."""
     runs = grouped(results, threads)
-    rows = [" | ".join(COLUMNS), " | ".join("-" * 3 for _ in COLUMNS)]
+    rivals = {rival: title for rival, title in RIVALS.items() if rival in runs}
+    head = ["variant", "tokens/CPU s", *rivals.values(), *(title for title, _ in FIGURES.values()), "held-out", "note"]
+    rows = [head, ["---"] * len(head)]
     for name, own in runs.items():
-        if not all("error" not in run for run in own):
-            rows.append(" | ".join([name, *["-"] * (len(COLUMNS) - 2), problem(name, runs)]))
+        note = problem(name, runs)
+        if any("error" in run for run in own):
+            rows.append([name, *["-"] * (len(head) - 2), note])
             continue
-        cells = [
-            spread(own, "tokens_per_cpu_second"),
-            ratio(name, REFERENCE, runs, "tokens_per_cpu_second"),
-            ratio(name, "trainer-tuned", runs, "tokens_per_cpu_second"),
-            spread(own, "tokens_per_second"),
-            ratio(name, REFERENCE, runs, "tokens_per_second"),
-            spread(own, "first_step_cpu_seconds", 1),
-            spread(own, "first_step_seconds", 1),
-            spread(own, "run_cpu_seconds", 1),
-            spread(own, "peak_megabytes"),
-            f"{own[0]['held_out']:.4f}",
-            problem(name, runs) or ("" if VARIANTS[name].same_batches else "other batches"),
-        ]
-        rows.append(" | ".join([name, *cells]))
-    return [f"| {row} |" for row in rows]
+        rows.append(
+            [
+                name,
+                spread(own, SPEED, 0),
+                *(ratio(name, rival, runs, SPEED) for rival in rivals),
+                *(spread(own, figure, digits) for figure, (_, digits) in FIGURES.items()),
+                f"{own[0]['held_out']:.4f}",
+                note or ("" if VARIANTS[name].same_batches else "other batches"),
+            ]
+        )
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def grouped(results: Mapping[str, Any], threads: str) -> dict[str, list[dict[str, Any]]]:
@@ -81,7 +87,8 @@ def grouped(results: Mapping[str, Any], threads: str) -> dict[str, list[dict[str
 
 def problem(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return why the ratio of a variant does not count; empty if it does."""
-    own, reference, variant = runs[name][0], runs[REFERENCE][0], VARIANTS[name]
+    variant = VARIANTS[name]
+    own, reference = runs[name][0], runs.get(variant.against, runs[REFERENCE])[0]
     errors = [run["error"] for run in (*runs[name], reference) if "error" in run]
     if errors:
         lines = errors[0].strip().splitlines()
@@ -116,7 +123,7 @@ def ratio(name: str, other: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]
     return f"({text})" if problem(name, runs) else text
 
 
-def spread(runs: Sequence[Mapping[str, Any]], figure: str, digits: int = 0) -> str:
+def spread(runs: Sequence[Mapping[str, Any]], figure: str, digits: int) -> str:
     """Return the median of a figure, with the least and the most."""
     values = [run[figure] for run in runs]
     middle = f"{statistics.median(values):.{digits}f}"
@@ -145,3 +152,7 @@ def versions(peers_python: str) -> str:
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         texts.append(f"{who}: {', '.join(f'{name} {number}' for name, number in found.items())}")
     return f"Python {platform.python_version()}; {'; '.join(texts)}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown(json.loads(Path(sys.argv[1]).read_text())))

@@ -28,6 +28,7 @@ class Variant(NamedTuple):
         environment: Variables that the process is given.
         same_batches: Whether each step sees the batch that plain Trainer sees.
         float32: Whether everything is computed in float32, so that losses are equal where batches are.
+        against: The variant whose held-out loss it must have for a ratio to count.
     """
 
     peer: str
@@ -35,9 +36,11 @@ class Variant(NamedTuple):
     environment: dict[str, str] = {}
     same_batches: bool = True
     float32: bool = True
+    against: str = "trainer"
 
 
 TUNED = {"fast_matmul": True, "sampling": "group_by_length"}
+PACKED = {"pack": True, "batch_size": PACKS}
 VARIANTS = {
     "ours": Variant("ours"),
     "trainer": Variant("trainer"),
@@ -45,10 +48,12 @@ VARIANTS = {
     "ours-bf16": Variant("ours", {"bf16": True}, float32=False),
     "trainer-bf16": Variant("trainer", {"bf16": True}, float32=False),
     "trl": Variant("trl"),
-    "ours-packed": Variant("ours", {"pack": True, "batch_size": PACKS}, same_batches=False),
-    "trl-packed": Variant("trl", {"pack": True, "batch_size": PACKS}, same_batches=False),
+    "ours-packed": Variant("ours", PACKED, same_batches=False, against="trl-packed"),
+    "trl-packed": Variant("trl", PACKED, same_batches=False),
 }
 REFERENCE = "trainer"
+RIVALS = {"trainer": "of Trainer", "trainer-tuned": "of tuned", "trl-packed": "of TRL packed"}
+"""Those whose speed the others' is divided by."""
 
 
 class Job(NamedTuple):
