@@ -216,8 +216,8 @@ def test_a_run_that_goes_on_remembers_what_it_skipped(
     loops = remember(monkeypatch)
     if on_device:
         monkeypatch.setattr(_loop, "FREE", frozenset())
+    go_on = f"--training.resume_from_checkpoint={first.folder}/checkpoint-2"
     with pytest.raises(NumericsError, match=r"one more than training\.trainer_kwargs\.max_skipped_steps \(1\) allows"):
-        go_on = f"--training.resume_from_checkpoint={first.folder}/checkpoint-2"
         train_tokens(rows, *one, go_on, "--training.max_steps=6", "--training.logging_steps=6", name="on")
     expected = weights(first.folder / "checkpoint-2")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loops[0].model.state_dict().items())
