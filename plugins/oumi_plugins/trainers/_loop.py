@@ -128,6 +128,8 @@ class Loop:
             self.model.compile()
         if training.log_model_summary:
             _log.info("%s", self.model)
+        if training.empty_device_cache_steps and not torch.cuda.is_available():
+            _log.warning("training.empty_device_cache_steps: no effect: there is no GPU.")
         self.model.train()
 
     def _checkpoint_activations(self, options: dict[str, Any]) -> None:
