@@ -100,9 +100,12 @@ class SftTrainer:
         forward = Forward(session.prepared.model, ignore=self._ignore, smoothing=self._params.label_smoothing_factor)
         forward.choose(self._run.config.model.attn_implementation, session.strategy.forward_context)
         self._forward = forward
+        splits = dict(filled_splits(self._run.config))
         if forward.is_flat:
+            for name in (name for name, split in splits.items() if split.collator_kwargs.get("pad_to_multiple_of")):
+                _log.warning("data.%s.collator_kwargs.pad_to_multiple_of: no effect: padding is not computed.", name)
             return
-        packed = [name for name, split in filled_splits(self._run.config) if split.pack]
+        packed = [name for name, split in splits.items() if split.pack]
         if packed:
             message = f"this model cannot keep packed examples apart: {forward.why_padded}."
             hint = "Set pack: false, or attn_implementation: null, sdpa or eager of a model without recurrent layers."
