@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from oumi_kernel.contracts import Session
 from oumi_plugins.trainers._order import OrderedBatches
 
 Batch = Mapping[str, torch.Tensor]
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Batches:
@@ -41,13 +44,13 @@ class Batches:
         """Yield the micro-batches of each optimizer step that is left of an epoch; the last window may be smaller."""
         self._order.go_to(epoch, micro_batch)
         self._generator.manual_seed((self._training.seed + epoch) % 2**63)
-        batches = iter(self._loader("train", batch_sampler=self._order))
+        batches = _iterate(self._loader("train", batch_sampler=self._order))
         while window := list(itertools.islice(batches, self._training.gradient_accumulation_steps)):
             yield window
 
     def of(self, split: str) -> Iterator[Batch]:
         """Yield the batches of a split in the order of its rows."""
-        yield from self._loader(split, batch_size=self._training.per_device_eval_batch_size)
+        yield from _iterate(self._loader(split, batch_size=self._training.per_device_eval_batch_size))
 
     def _loader(self, split: str, **options: Any) -> DataLoader[Any]:
         if split not in self._loaders:
@@ -57,7 +60,28 @@ class Batches:
             if workers:
                 options |= {"num_workers": workers, "prefetch_factor": training.dataloader_prefetch_factor}
                 options["persistent_workers"] = training.dataloader_persistent_workers
+                options["worker_init_fn"] = _leave_stopping_to_the_run
             options |= {"collate_fn": self._session.collators[split], "generator": self._generator}
             options["pin_memory"] = torch.cuda.is_available()
             self._loaders[split] = DataLoader(examples, **options)  # pyright: ignore[reportArgumentType]
         return self._loaders[split]
+
+
+def _iterate(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """Begin an epoch, its workers deaf to signals from their first moment on: they inherit what is blocked here."""
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_stopping_to_the_run(worker: int) -> None:
+    """Ignore what a whole process group is sent: a worker ends when the run does, and its batches are needed till then.
+
+    Torch's own handler would end the worker, and the run with it, before the checkpoint.
+    """
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)

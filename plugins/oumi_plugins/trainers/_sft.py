@@ -18,6 +18,7 @@ from oumi_kernel.contracts import Plan, Row, Run, Session, Summary
 from oumi_plugins.trainers._conversations import Renderer
 from oumi_plugins.trainers._loop import Loop
 from oumi_plugins.trainers._parameters import parameter_groups
+from oumi_plugins.trainers._retention import Retention, check_load_best
 from oumi_plugins.trainers.sft import SftParams
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
@@ -31,6 +32,8 @@ class SftTrainer:
 
     def __init__(self, params: SftParams, tokenizer: Any, run: Run) -> None:
         self._params, self._tokenizer, self._run = params, tokenizer, run
+        self._retention = Retention(params.save_total_limit, params.load_best_model_at_end)
+        check_load_best(run.config, self._retention)
         ignore = run.config.training.label_ignore_index
         self._ignore = IGNORE if ignore is None else ignore
 
@@ -80,11 +83,11 @@ class SftTrainer:
 
     def train(self, session: Session) -> Summary:
         """Run the loop."""
-        return Loop(session, self, self._params.save_total_limit).train()
+        return Loop(session, self, self._retention).train()
 
     def evaluate(self, session: Session) -> Mapping[str, float]:
         """Evaluate the validation split."""
-        return Loop(session, self, None).evaluate() or {}
+        return Loop(session, self, Retention()).evaluate() or {}
 
     def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int]:
         """Return a batch with its supervised positions instead of labels, and their number.

@@ -18,7 +18,10 @@ class SftParams(Params):
     """Longest example, in tokens; longer ones are cut. Null: `model.model_max_length`."""
 
     save_total_limit: PositiveInt | None = None
-    """Newest checkpoints to keep. Null: all."""
+    """Checkpoints to keep: the newest, from 2 on also the one with the lowest evaluation loss. Null: all."""
+
+    load_best_model_at_end: bool = False
+    """Whether the final model is that of the checkpoint with the lowest evaluation loss, not the last one."""
 
 
 class Sft(Component):
