@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -79,9 +80,17 @@ def _iterate(loader: DataLoader[Any]) -> Iterator[Batch]:
 
 
 def _leave_stopping_to_the_run(worker: int) -> None:
-    """Ignore what a whole process group is sent: a worker ends when the run does, and its batches are needed till then.
+    """Make a worker end when the run says so, not when a whole process group is told to: its batches are needed yet.
 
     Torch's own handler would end the worker, and the run with it, before the checkpoint.
     """
-    for number in _STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
