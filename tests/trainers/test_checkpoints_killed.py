@@ -24,7 +24,7 @@ from oumi_kernel.plugins import resolve, scan
 from oumi_kernel.run import run_training
 from tests.conftest import QUICKSTART, ROOT
 
-STEPS = 24
+STEPS = 40
 
 
 @pytest.fixture(autouse=True)
@@ -141,8 +141,7 @@ def test_killed_at_twenty_moments_of_a_save_it_goes_on_from_the_newest_complete_
         assert set(before[-1:]) <= {*after, *range(max(after, default=0))}
         assert max(after, default=0) >= max(before, default=0)
         seen |= {path.name for path in folder.glob(".*-checkpoint-*")}
-        if max(after, default=0) >= STEPS - 2:
-            break
+    assert len(complete(folder)) == 2
     assert seen  # some were killed within a save
     assert ended(forked(lambda: run_training(loaded, resolve(loaded, scan())))) == 0
     assert complete(folder) == [STEPS - 1, STEPS]

@@ -185,6 +185,7 @@ def test_in_training_a_signal_to_the_whole_group_leaves_a_checkpoint_of_the_step
     assert failure(tmp_path)["exit_code"] == 143
 
 
+@pytest.mark.slow
 def test_in_an_evaluation_it_is_broken_off_and_done_first_when_the_run_goes_on(start: Start, tmp_path: Path) -> None:
     slow = (
         "--training.max_steps=4",
@@ -216,6 +217,7 @@ def test_in_an_evaluation_it_is_broken_off_and_done_first_when_the_run_goes_on(s
     assert not (tmp_path / "run/failure.json").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused_by_the_id_of_the_first_until_that_is_killed(
     start: Start, tmp_path: Path
 ) -> None:
