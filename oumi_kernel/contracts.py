@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from oumi_kernel.config import TrainingConfig, TrainTarget
+from oumi_kernel.stopping import Stop
 
 Row = Mapping[str, Any]
 """One row of a dataset as its component yields it: `{"messages": [...]}`, `{"text": ...}`, or tokens."""
@@ -237,6 +238,7 @@ class Session(msgspec.Struct, kw_only=True):
         examples: Split name -> prepared examples.
         collators: Split name -> collator.
         build_metrics: Makes fresh metrics for one evaluation.
+        stop: Whether the process was asked to stop: then a loop leaves a complete checkpoint and raises StopRequested.
     """
 
     run: Run
@@ -248,6 +250,7 @@ class Session(msgspec.Struct, kw_only=True):
     examples: Mapping[str, Sequence[Any]]
     collators: Mapping[str, Collator]
     build_metrics: Callable[[], Sequence[Metric]]
+    stop: Stop = msgspec.field(default_factory=Stop)
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

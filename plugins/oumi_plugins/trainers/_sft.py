@@ -19,6 +19,7 @@ from oumi_plugins.trainers._conversations import Renderer
 from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._loop import Loop
 from oumi_plugins.trainers._parameters import parameter_groups
+from oumi_plugins.trainers._retention import Retention, check_load_best
 from oumi_plugins.trainers.sft import SftParams
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
@@ -33,6 +34,8 @@ class SftTrainer:
 
     def __init__(self, params: SftParams, tokenizer: Any, run: Run) -> None:
         self._params, self._tokenizer, self._run = params, tokenizer, run
+        self._retention = Retention(params.save_total_limit, params.load_best_model_at_end)
+        check_load_best(run.config, self._retention)
         ignore = run.config.training.label_ignore_index
         self._ignore = IGNORE if ignore is None else ignore
 
@@ -85,11 +88,11 @@ class SftTrainer:
         allowed = self._params.max_skipped_steps
         allowed = MAX_SKIPPED if allowed is None else allowed
         allowed = allowed if self._params.on_nonfinite == "skip" else 0
-        return Loop(session, self, self._params.save_total_limit, allowed).train()
+        return Loop(session, self, self._retention, allowed).train()
 
     def evaluate(self, session: Session) -> Mapping[str, float]:
         """Evaluate the validation split."""
-        return Loop(session, self, None).evaluate() or {}
+        return Loop(session, self, Retention()).evaluate() or {}
 
     def begin(self, session: Session) -> None:
         """Ask the model how it computes the losses of a batch, and say so where batches must be padded.
