@@ -192,6 +192,7 @@ TRAINING: dict[str, list[Case]] = {
 
 TRAINER: dict[str, list[Case]] = {
     "max_length": [Changed("40", ("tokens", "losses"))],
+    "label_smoothing_factor": [Changed("0.1", ("losses", "weights"))],
     "save_total_limit": [Changed("1", ("files",), ("--training.save_steps=1",))],
     "on_nonfinite": [Refused("skip", "at step 5, .* one more than .*max_skipped_steps .3. allows", EXPLODES)],
     "max_skipped_steps": [

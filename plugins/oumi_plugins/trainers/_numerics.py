@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import msgspec
 import torch
-from torch import nn
 
 from oumi_kernel import NumericsError
 from oumi_kernel.config import MixedPrecisionDtype
@@ -56,11 +55,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 class Loss(Protocol):
     """What the search for a sample needs of a training method (see `_loop.Objective`)."""
 
-    def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[Mapping[str, torch.Tensor], int]:
-        """Return a batch with what the loss needs of it, and its supervised tokens."""
+    def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], int]:
+        """Return a collated batch as the model reads it, and its supervised tokens."""
         ...
 
-    def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return the sum of token losses."""
         ...
 
@@ -171,7 +170,7 @@ class Guard:
             for index in indices:
                 batch: Any = self._session.collators["train"]([self._session.examples["train"][index]])
                 placed = strategy.place(self._objective.supervise(batch)[0])
-                if not math.isfinite(float(self._objective.loss(model, placed))):
+                if not math.isfinite(float(self._objective.loss(placed))):
                     found.append(index)
         model.train()
         return found
