@@ -25,8 +25,8 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(QUICKSTART / "model")
 
 
-def trainer(tokens: Any, training: str = "", model: str = "", **params: Any) -> SftTrainer:
-    loaded = load_text(minimal_yaml(training=training or "  seed: 1\n", model=model), "c")
+def trainer(tokens: Any, training: str = "", model: str = "", data: str = "", **params: Any) -> SftTrainer:
+    loaded = load_text(minimal_yaml(training=training or "  seed: 1\n", model=model, data=data), "c")
     return SftTrainer(SftParams(**params), tokens, Run(config=loaded.config, folder=loaded.folder))
 
 

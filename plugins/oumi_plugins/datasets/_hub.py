@@ -34,7 +34,8 @@ def load_rows(params: HubParams, dataset: DatasetParams, run: Run) -> Sequence[R
     if dataset.dataset_path is not None:
         source = read_rows(run.locate(dataset.dataset_path), dataset.split)
         part = part_of(len(source), dataset.split)
-        read = _reader(params, _columns(source, part), dataset.dataset_path)
+        columns = _columns(source, part)
+        read = _target(columns, dataset, run) or _reader(params, columns, dataset.dataset_path)
         return Converted(source, read, part)
     located = run.locate(name)
     try:
@@ -43,12 +44,34 @@ def load_rows(params: HubParams, dataset: DatasetParams, run: Run) -> Sequence[R
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(f"the dataset '{name}' could not be loaded: {reason} {_way_out(located)}") from error
     source = Table(table, lambda index: f"{name}, {dataset.split}, row {index}")
-    return Converted(source, _reader(params, table.column_names, name))
+    read = _target(table.column_names, dataset, run) or _reader(params, table.column_names, name)
+    return Converted(source, read)
 
 
 def _columns(source: Source, part: range) -> list[str]:
     rows = (source.row(index) for index in part[:LOOKED_AT])
     return list(dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row))
+
+
+def _target(columns: list[str], dataset: DatasetParams, run: Run) -> Read | None:
+    """Return what reads the column that the dataset's split names as `target_col`; None if it names none of these."""
+    data = run.config.data
+    splits = (
+        split for split in (data.train, data.validation, data.test) if any(one is dataset for one in split.datasets)
+    )
+    column = next((split.target_col for split in splits), None)
+    if column is None or column not in columns:
+        return None
+
+    def read(row: Mapping[str, Any], place: str) -> Row:
+        value = row.get(column)
+        if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
+            return row
+        name, form = ("conversations", "sharegpt") if "from" in value[0] else ("messages", "messages")
+        talk = conversation({**row, name: value}, form, place)
+        return {column: talk.pop("messages")} | talk
+
+    return read
 
 
 def _way_out(name: str) -> str:

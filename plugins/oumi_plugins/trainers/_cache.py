@@ -72,7 +72,7 @@ class Cache:
                 self._note_use(path)
                 return entry
             problem = "its checksum is another one"
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             problem = str(error)

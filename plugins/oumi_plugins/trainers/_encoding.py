@@ -65,7 +65,9 @@ class Encoding:
         talks = [index for index, row in enumerate(rows) if "messages" in row]
         rendered = self._render([rows[index] for index in talks], [places[index] for index in talks])
         found = {index: self._masked(*pair) for index, pair in zip(talks, rendered, strict=True)}
-        return [found.get(index) or self._plain(row, places[index]) for index, row in enumerate(rows)]
+        texts = [i for i, row in enumerate(rows) if i not in found and "input_ids" not in row]
+        found |= zip(texts, self._texts([_text_of(rows[i], places[i]) for i in texts]), strict=True)
+        return [found.get(i) or _tokens(row, places[i]) for i, row in enumerate(rows)]
 
     def _render(self, rows: Sequence[Row], places: Sequence[str]) -> Sequence[tuple[list[int], list[bool]]]:
         if not rows:
@@ -78,27 +80,19 @@ class Encoding:
         labels = np.where(np.array(mask, np.bool_), tokens, np.int32(self._settings.ignore))
         return Encoded(tokens, labels, divisible=False)
 
-    def _plain(self, row: Row, place: str) -> Encoded:
-        """Return a row of tokens, as they are, or of a text, all of it supervised."""
-        if "input_ids" in row:
-            ids, labels = _numbers(row, "input_ids", place), row.get("labels")
-            if labels is None:
-                return Encoded(ids, ids, divisible=True)
-            labels = _numbers(row, "labels", place)
-            if len(ids) != len(labels):
-                raise DataError(f"{place}: {len(ids)} input_ids and {len(labels)} labels; each token needs its label.")
-            return Encoded(ids, labels, divisible=False)
-        if not isinstance(row.get("text"), str):
-            keys = ", ".join(map(str, row))
-            raise DataError(f"{place}: a row with the keys {keys} cannot be trained on; it needs messages or text.")
-        ids = list(self._tokenizer(row["text"])["input_ids"])
+    def _texts(self, texts: Sequence[str]) -> list[Encoded]:
+        """Return texts, all of which is supervised; each ends with the token that ends a text, once."""
+        if not texts:
+            return []
         begin, end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
-        if begin is not None and ids[:2] == [begin, begin]:
-            ids = ids[1:]  # the text brought its own
-        if end is not None and (not ids or ids[-1] != end):
-            ids = [*ids, end]
-        tokens = np.array(ids, np.int32)
-        return Encoded(tokens, tokens, divisible=True)
+        found: list[Encoded] = []
+        for ids in self._tokenizer(list(texts), verbose=False)["input_ids"]:
+            if begin is not None and ids[:2] == [begin, begin]:
+                ids = ids[1:]  # noqa: PLW2901 - the text brought its own
+            closed = ids if end is None or (ids and ids[-1] == end) else [*ids, end]
+            tokens = np.array(closed, np.int32)
+            found.append(Encoded(tokens, tokens, divisible=True))
+        return found
 
 
 def limit_of(own: int | None, model: int | None, tokenizer: Any) -> int:
@@ -130,6 +124,24 @@ def _only(row: Row, column: str, place: str) -> Row:
 
 def _is_talk(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _text_of(row: Row, place: str) -> str:
+    if not isinstance(row.get("text"), str):
+        keys = ", ".join(map(str, row))
+        raise DataError(f"{place}: a row with the keys {keys} cannot be trained on; it needs messages or text.")
+    return row["text"]
+
+
+def _tokens(row: Row, place: str) -> Encoded:
+    """Return a row of tokens as they are; without labels, all of it is supervised."""
+    ids, labels = _numbers(row, "input_ids", place), row.get("labels")
+    if labels is None:
+        return Encoded(ids, ids, divisible=True)
+    labels = _numbers(row, "labels", place)
+    if len(ids) != len(labels):
+        raise DataError(f"{place}: {len(ids)} input_ids and {len(labels)} labels; each token needs its label.")
+    return Encoded(ids, labels, divisible=False)
 
 
 def _numbers(row: Row, key: str, place: str) -> Ids:
