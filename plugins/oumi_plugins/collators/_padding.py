@@ -100,7 +100,7 @@ class PaddingCollator:
 def _positions(lengths: Sequence[int], tokens: int) -> torch.Tensor:
     """Return the position of each token within its sequence, int64 (tokens,)."""
     sizes = torch.as_tensor(lengths)
-    if int(sizes.sum()) != tokens or int(sizes.min()) < 1:
+    if int(sizes.sum()) != tokens or bool((sizes < 1).any()):
         raise DataError(f"an example has {tokens} tokens, and its lengths are {sizes.tolist()}; they must add up.")
     starts = sizes.cumsum(0) - sizes
     return torch.arange(tokens) - starts.repeat_interleave(sizes)

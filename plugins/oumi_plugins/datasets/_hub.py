@@ -66,7 +66,7 @@ def _target(columns: list[str], dataset: DatasetParams, run: Run) -> Read | None
     def read(row: Mapping[str, Any], place: str) -> Row:
         value = row.get(column)
         if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
-            return row
+            return {key: row[key] for key in (column, "labels") if key in row}
         name, form = ("conversations", "sharegpt") if "from" in value[0] else ("messages", "messages")
         talk = conversation({**row, name: value}, form, place)
         return {column: talk.pop("messages")} | talk

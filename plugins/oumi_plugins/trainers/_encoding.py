@@ -118,6 +118,8 @@ def _only(row: Row, column: str, place: str) -> Row:
     value = row[column]
     if isinstance(value, str):
         return {"text": value}
+    if not isinstance(value, Sequence | np.ndarray):
+        raise DataError(f"{place}: {column}: expected text, turns or tokens, got {type(value).__name__}.")
     name, beside = ("messages", "tools") if _is_talk(value) else ("input_ids", "labels")
     return {name: value} | {key: row[key] for key in (beside,) if key in row}
 
