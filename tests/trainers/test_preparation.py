@@ -168,6 +168,7 @@ def fingerprint(change: Callable[[Any], Any] = lambda tokens: tokens, **settings
         {"target": ALL},
         {"max_length": 300},
         {"model": "  model_max_length: 300\n"},
+        {"model": "  chat_template_kwargs: {thinking: true}\n"},
         {"training": "  label_ignore_index: -1\n"},
         {"data": PACKED},
         {"data": "    target_col: messages\n"},

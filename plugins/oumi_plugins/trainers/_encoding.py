@@ -26,6 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         target: The tokens that are supervised.
+        variables: Further variables of the chat template.
         limit: The most tokens of an example.
         ignore: The label of the others.
         pack: Whether several sequences share an example, and long texts are divided instead of cut.
@@ -33,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     target: TrainTarget
+    variables: dict[str, Any]
     limit: int
     ignore: int
     pack: bool

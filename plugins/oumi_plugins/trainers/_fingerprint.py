@@ -21,8 +21,6 @@ import numpy as np
 from oumi_kernel import DataError
 
 LIBRARIES = ("oumi-kernel", "tokenizers", "transformers", "jinja2")
-CODE = ("_conversations.py", "_encoding.py", "_preparation.py", "_fingerprint.py")
-"""Our own files whose changes change examples, also between two releases."""
 
 _ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder()
 _TAGGED = b"\xc1"
@@ -92,9 +90,8 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes examples."""
-    folder = Path(__file__).parent
-    code = digest(*((folder / name).read_bytes() for name in CODE))
+    """Return the versions of what computes examples, our own code also between two releases."""
+    code = digest(*(path.read_bytes() for path in sorted(Path(__file__).parent.glob("_*.py"))))
     return {name: importlib.metadata.version(name) for name in LIBRARIES} | {"code": code}
 
 
