@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "configs/quickstart/data/train.jsonl"
-COLUMNS = ("rows", "rows/s", "tokens/s", "CPU s", "peak RSS MB", "second run s", "second peak RSS MB", "cache MB")
+COLUMNS = ("rows", "rows/s", "tokens/s", "CPU s", "peak RSS MB", "second run s", "its CPU s", "its peak MB", "cache MB")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -182,3 +183,17 @@ def test_a_run_counts_packs(train: Any) -> None:
     tokens = run.metrics[-1]["tokens"]
     assert tokens > 512
     assert run.summary.steps == -(-tokens // 512)  # as full as can be: twelve short chats
+
+
+def test_a_step_on_packs_is_the_step_on_their_rows(train: Any) -> None:
+    together = ("--training.max_steps=1", "--training.per_device_train_batch_size=64", "--model.model_max_length=300")
+    evaluated = ("--training.eval_strategy=steps", "--training.eval_steps=1")
+    packed = [f"--data.{split}.{key}" for split in ("train", "validation") for key in ("pack", "stream")]
+    alone = train(*together, *evaluated, rows=20, validation=9, name="alone")
+    packs_of = train(*together, *evaluated, *packed, rows=20, validation=9, name="packed")
+    for name in ("loss", "grad_norm", "eval_loss"):
+        assert packs_of.figures(name) == pytest.approx(alone.figures(name), rel=1e-5)
+    assert packs_of.metrics[0]["tokens"] == alone.metrics[0]["tokens"]
+    other = alone.model.state_dict()
+    for name, weight in packs_of.model.state_dict().items():
+        assert torch.allclose(weight, other[name], atol=1e-6), name
