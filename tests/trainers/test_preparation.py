@@ -107,7 +107,7 @@ def test_examples_are_sent_to_another_process_as_a_path() -> None:
     for data in ("", PACKED):
         examples = trainer(tokenizer(), data=data).prepare("train", ROWS, TURNS)
         sent = pickle.dumps(examples)
-        assert len(sent) < 500
+        assert len(sent) == len(pickle.dumps(trainer(tokenizer(), data=data).prepare("train", ROWS[:8], TURNS))) < 500
         assert lists(pickle.loads(sent)) == lists(examples)  # noqa: S301 - our own
 
 
@@ -261,6 +261,13 @@ def test_rows_of_arrays_are_the_same_examples_as_rows_of_lists() -> None:
     row = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
     array = {name: np.array(values, np.uint16 if name == "input_ids" else np.int64) for name, values in row.items()}
     assert lists(trainer(tokenizer()).prepare("train", [array, row], ALL)) == [row, row]
+
+
+@pytest.mark.parametrize("number", [0, 8, 21])
+def test_a_row_that_cannot_be_used_is_named_by_its_number_in_the_split(number: int) -> None:
+    rows = [*ROWS[:number], {"input_ids": ["one"]}, *ROWS]
+    with pytest.raises(DataError, match=rf"data.train, row {number}: input_ids: expected a list of token ids"):
+        trainer(tokenizer()).prepare("train", rows, TURNS)
 
 
 def test_a_damaged_entry_is_made_again_and_nothing_else(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
