@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from oumi_kernel.contracts import Run
 from oumi_plugins.models._architecture import matches
 from oumi_plugins.models._names import not_found, revision
 
+_log = logging.getLogger("oumi_plugins.models.model")
 DTYPES = {
     torch.float64: ("f64", "float64", "double"),
     torch.float32: ("f32", "float32", "float"),
@@ -36,6 +39,8 @@ def build_model(
     Raises:
         ConfigError: Its weights cannot be found, or some are missing.
     """
+    if params.model_revision and Path(run.locate(params.model_name)).is_dir():
+        _log.warning("model.model_revision: no effect: '%s' is a folder, which has one state.", params.model_name)
     options = {"dtype": _dtype(params.torch_dtype_str), "trust_remote_code": params.trust_remote_code, **arguments}
     if params.attn_implementation is not None:
         options["attn_implementation"] = params.attn_implementation

@@ -25,6 +25,7 @@ from oumi_plugins.trainers.sft import SftParams
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
 IGNORE = -100
+MAX_SKIPPED = 3
 
 
 class SftTrainer:
@@ -68,7 +69,10 @@ class SftTrainer:
 
     def train(self, session: Session) -> Summary:
         """Run the loop."""
-        return Loop(session, self, self._params.save_total_limit).train()
+        allowed = self._params.max_skipped_steps
+        allowed = MAX_SKIPPED if allowed is None else allowed
+        allowed = allowed if self._params.on_nonfinite == "skip" else 0
+        return Loop(session, self, self._params.save_total_limit, allowed).train()
 
     def evaluate(self, session: Session) -> Mapping[str, float]:
         """Evaluate the validation split."""
