@@ -16,7 +16,8 @@ from oumi_kernel.config import TrainingConfig, TrainTarget
 from oumi_kernel.stopping import Stop
 
 Row = Mapping[str, Any]
-"""One row of a dataset as its component yields it: `{"messages": [...]}`, `{"text": ...}`, or tokens."""
+"""One row of a dataset as its component yields it: `{"messages": [...]}`, `{"text": ...}`, or tokens (`input_ids`, and
+`labels` where not all of them are trained on). It holds text, numbers, dates, arrays, lists and objects of these."""
 
 
 class World(msgspec.Struct, frozen=True):
@@ -144,7 +145,11 @@ class Collator(Protocol):
     """Turns a list of examples into one batch of tensors."""
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Return at least `input_ids`, `attention_mask` and `labels`, each int64 (batch, tokens)."""
+        """Return at least `input_ids`, `attention_mask` and `labels`, each int64 (batch, tokens).
+
+        An example that is a pack has `lengths`, the tokens of each of its sequences; then there are `position_ids`,
+        int64 (batch, tokens), too, which begin at 0 with each sequence.
+        """
         ...
 
 
@@ -266,6 +271,10 @@ class Trainer(Protocol):
 
     def prepare(self, split: str, rows: Sequence[Row], target: TrainTarget) -> Sequence[Any]:
         """Turn rows into examples, once, before the model is loaded.
+
+        The examples are any sequence: a list, or, for more rows than memory holds, one that keeps them on disk. It may
+        be sent to the processes of a data loader, and its items are what the split's collator takes. Rows are read
+        lazily, so that a row that cannot be read is found here; read each once, and in order.
 
         Raises:
             DataError: A row cannot be used, or nothing is left to train on.

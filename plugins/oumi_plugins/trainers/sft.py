@@ -44,9 +44,6 @@ class Sft(Component):
 
     params_type = SftParams
     unserved = {
-        "data.*.pack": "packing is not there yet.",
-        "data.*.stream": "streams are not there yet.",
-        "data.*.target_col": "packing is not there yet.",
         "data.*.use_torchdata": "batches come from torch's own loader.",
         "data.test.datasets": "only train and validation are used.",
         "data.*.datasets[].transform_num_workers": "rows are prepared in one process.",
