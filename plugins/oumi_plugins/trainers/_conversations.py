@@ -59,7 +59,14 @@ class Renderer:
             spans.append(self._spans(messages, tools, texts[-1], place))
         if not texts:
             return []
-        encoded = self._tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
         everything = self._target is TrainTarget.ALL_TOKENS
         return [
             (ids, [True] * len(ids) if everything else mask(text, offsets, chosen))

@@ -44,7 +44,7 @@ class SftTrainer:
         for index, row in enumerate(rows):
             place = f"data.{split}, row {index}"
             if "messages" in row:
-                render = render or Renderer(self._tokenizer, target)
+                render = render or Renderer(self._tokenizer, target, self._run.config.model.chat_template_kwargs)
                 ids, mask = render(row, place)
                 labels = [token if kept else self._ignore for token, kept in zip(ids, mask, strict=True)]
             else:
@@ -57,6 +57,8 @@ class SftTrainer:
                 shortest.append(mask.index(True, 1) + 1)
             else:
                 examples.append({"input_ids": ids[:limit], "labels": labels[:limit]})
+        for remark in render.remarks() if render else ():
+            _log.warning("data.%s: %s", split, remark)
         self._report(split, len(rows), examples, dropped, shortest)
         return examples
 

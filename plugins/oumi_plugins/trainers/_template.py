@@ -38,7 +38,14 @@ class Prompt:
     text: str
     """All that is written behind that turn."""
     without: str
-    """How much of it is written without a prompt as well."""
+    """How much of it is written without a prompt as well; all of it where the template has no prompts."""
+
+    def fits(self, before: str) -> bool:
+        """Say whether a model may go on behind it with what stands before an assistant's turn.
+
+        Where the template has no prompts of its own, that is blanks alone: more would be a header.
+        """
+        return self.text != self.without or not before.removeprefix(self.text).strip()
 
 
 class Template:
@@ -49,7 +56,8 @@ class Template:
         names = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
         named = sorted((name for name in names if name.strip(" \t\r\n▁")), key=len, reverse=True)
         self._marker = re.compile("|".join(map(re.escape, named)) or "(?!)")
-        special = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+        added = tokenizer.added_tokens_decoder.values()
+        special = sorted({token.content for token in added if token.special}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
         self._layouts: dict[Any, Layout | None] = {}
         self._prompts: dict[Any, tuple[Prompt | None, str | None]] = {}
@@ -118,7 +126,7 @@ class Template:
         if roles not in self._prompts:
             self._prompts[roles] = self._prompt(before, tools), self._plain(before, tools)
         prompt, plain = self._prompts[roles]
-        if prompt is not None and prompt.turn == previous:
+        if prompt is not None and prompt.turn == previous and prompt.fits(part.before):
             common = _common(self._pieces(prompt.text), self._pieces(part.before))
             if prompt.text.startswith(part.before) or part.before.startswith(prompt.text):
                 return min(len(prompt.text), len(part.before))
@@ -128,13 +136,13 @@ class Template:
         return len(header) - len(opening if header.endswith(opening) else "")
 
     def _prompt(self, before: Sequence[Mapping[str, Any]], tools: Any) -> Prompt | None:
-        """Return what a generation prompt is; None if the template has none."""
+        """Return what is written to have an assistant's turn written; None if the template refuses that."""
         try:
             with_prompt, without = self.render(before, tools, prompt=True), self.render(before, tools)
         except REFUSALS:
             return None
         parts, tail = parts_of(with_prompt)
-        if not parts or with_prompt == without:
+        if not parts:
             return None
         return Prompt(parts[-1].turn, tail, _common(self._pieces(tail), self._pieces(parts_of(without)[1])))
 
@@ -164,7 +172,8 @@ class Template:
 
     def _opening(self, before: str | None, tools: Any) -> str:
         prompt = self._prompt([stand_in(USER, 0)], tools)
-        return before[len(prompt.text) :] if before and prompt and before.startswith(prompt.text) else ""
+        there = before and prompt and prompt.fits(before) and before.startswith(prompt.text)
+        return before[len(prompt.text) :] if before and prompt and there else ""
 
     def _around(self, messages: Sequence[Mapping[str, Any]], turn: int, tools: Any) -> tuple[str | None, str | None]:
         """Return what the template writes before and behind a turn; None where it refuses the conversation."""

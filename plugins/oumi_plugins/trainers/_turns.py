@@ -55,14 +55,16 @@ class Turns:
         if layout is None or reading is None:
             raise Lost(turn, "the chat template refuses the conversation when other words stand in it")
         indices = [index for index, part in enumerate(layout.parts) if part.turn == turn]
-        if not indices:
-            raise Lost(turn, "the chat template leaves the assistant's turn out")
         if any(missing == turn and which >= CALLS for missing, which in layout.missing):
             raise Lost(turn, "the chat template leaves out tool calls of the assistant's turn")
+        if not indices:
+            raise Lost(turn, "the chat template leaves the assistant's turn out")
         index = indices[0]
         part = layout.parts[index]
         if len(indices) > 1 or any(part.texts.count(which) > 1 for which in part.texts if which < CALLS):
             raise Lost(turn, "the chat template writes the assistant's turn in more than one place")
+        if part.texts[-1] >= CALLS and not part.closing:
+            raise Lost(turn, "the chat template does not show where the assistant's tool calls end")
         place = reading.places.get(turn) or self._replaced(layout, index)
         floor, start, end = place
         after = layout.after(index)

@@ -1,0 +1,64 @@
+"""Conversations as text in which what is supervised stands between « and »."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from oumi_kernel.config import TrainTarget
+from oumi_plugins.trainers._conversations import Renderer
+from tests.conftest import QUICKSTART
+
+TEMPLATES = Path(__file__).parent / "templates"
+ALL = TrainTarget.ALL_ASSISTANT_TURNS
+FINAL = TrainTarget.FINAL_ASSISTANT_TURN
+MARKERS = re.compile(r"<[|｜][^<>{}\s'\"]+[|｜]>|<(?:start|end)_of_turn>|\[/?[A-Z_]{4,}\]")
+
+
+def template_of(name: str) -> str:
+    return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def tokenizer_with(template: str, *markers: str, **special: str | None) -> Any:
+    """Return the small tokenizer with a template and further markers as tokens of their own."""
+    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART / "model")
+    tokenizer.chat_template = template
+    for name, token in special.items():
+        setattr(tokenizer, name, token)
+    tokenizer.add_special_tokens({"extra_special_tokens": list(markers)})
+    return tokenizer
+
+
+def tokenizer_of(name: str) -> Any:
+    """Return the small tokenizer with a published template and all the markers in it."""
+    template = template_of(name)
+    return tokenizer_with(template, *sorted(set(MARKERS.findall(template))), bos_token="<s>", eos_token="</s>")
+
+
+def marked(tokenizer: Any, messages: list[dict[str, Any]], target: TrainTarget = ALL, **row: Any) -> str:
+    """Return the whole text with marks, after checking that ids equal those of the full rendering."""
+    return marked_with_remarks(tokenizer, messages, target, **row)[0]
+
+
+def marked_with_remarks(
+    tokenizer: Any, messages: list[dict[str, Any]], target: TrainTarget = ALL, **row: Any
+) -> tuple[str, list[str]]:
+    variables = row.pop("variables", {})
+    renderer = Renderer(tokenizer, target, variables)
+    ids, mask = renderer({"messages": messages, **row}, "data.train, row 7")
+    assert len(ids) == len(mask)
+    assert ids == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **row, **variables)
+    runs: list[tuple[bool, list[int]]] = []
+    for token, kept in zip(ids, mask, strict=True):
+        if not runs or runs[-1][0] != kept:
+            runs.append((kept, []))
+        runs[-1][1].append(token)
+    text = "".join(f"«{decoded(tokenizer, run)}»" if kept else decoded(tokenizer, run) for kept, run in runs)
+    return text, renderer.remarks()
+
+
+def decoded(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
