@@ -15,7 +15,8 @@ from tests.conftest import QUICKSTART
 TEMPLATES = Path(__file__).parent / "templates"
 ALL = TrainTarget.ALL_ASSISTANT_TURNS
 FINAL = TrainTarget.FINAL_ASSISTANT_TURN
-MARKERS = re.compile(r"<[|｜][^<>{}\s'\"]+[|｜]>|<(?:start|end)_of_turn>|\[/?[A-Z_]{4,}\]")
+EDGES: dict[str, str | None] = {"bos_token": "<s>", "eos_token": "</s>"}
+MARKERS = re.compile(r"<[|\uff5c][^<>{}\s'\"]+[|\uff5c]>|<(?:start|end)_of_turn>|\[/?[A-Z_]{4,}\]")
 
 
 def template_of(name: str) -> str:
@@ -27,7 +28,10 @@ def tokenizer_with(template: str, *markers: str, **special: str | None) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(QUICKSTART / "model")
     tokenizer.chat_template = template
     for name, token in special.items():
-        setattr(tokenizer, name, token)
+        if token is None:
+            setattr(tokenizer, name, token)
+        else:
+            tokenizer.add_special_tokens({name: token})
     tokenizer.add_special_tokens({"extra_special_tokens": list(markers)})
     return tokenizer
 
@@ -35,7 +39,7 @@ def tokenizer_with(template: str, *markers: str, **special: str | None) -> Any:
 def tokenizer_of(name: str) -> Any:
     """Return the small tokenizer with a published template and all the markers in it."""
     template = template_of(name)
-    return tokenizer_with(template, *sorted(set(MARKERS.findall(template))), bos_token="<s>", eos_token="</s>")
+    return tokenizer_with(template, *sorted(set(MARKERS.findall(template))), **EDGES)
 
 
 def marked(tokenizer: Any, messages: list[dict[str, Any]], target: TrainTarget = ALL, **row: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from oumi_kernel import DataError
-from tests.trainers.marking import FINAL, TEMPLATES, marked, marked_with_remarks, tokenizer_of, tokenizer_with
+from tests.trainers.marking import EDGES, FINAL, TEMPLATES, marked, marked_with_remarks, tokenizer_of, tokenizer_with
 
 CHAT = [
     {"role": "user", "content": "Permit?"},
@@ -216,7 +216,11 @@ def test_what_a_template_leaves_out_is_counted_and_said(name: str) -> None:
         ("phi3", TWO_CALLS, "turn 1: the chat template leaves out tool calls of the assistant's turn"),
         ("gptoss", TWO_CALLS, "turn 1: the chat template leaves out tool calls"),
         ("deepseek_r1_distill", ONE_CALL, "turn 1: the chat template leaves out tool calls"),
-        ("llama3_1", TWO_CALLS, "the chat template refuses this conversation: This model only supports single tool-calls at once"),
+        (
+            "llama3_1",
+            TWO_CALLS,
+            "the chat template refuses this conversation: This model only supports single tool-calls at once",
+        ),
         ("gemma3", [*CHAT, CHAT[1]], "the chat template refuses this conversation: Conversation roles must alternate"),
     ],
 )
@@ -275,5 +279,5 @@ FORMAT_MARKERS = (
 
 @pytest.mark.parametrize("template", FORMATS)
 def test_formats_of_other_families_are_read_as_well(template: str) -> None:
-    tokenizer = tokenizer_with(template, *FORMAT_MARKERS, eos_token="</s>")
+    tokenizer = tokenizer_with(template, *FORMAT_MARKERS, **EDGES)
     assert marked(tokenizer, CHAT) == FORMATS[template]

@@ -107,6 +107,8 @@ class Template:
             return None
         layout = Layout(parts, tail, _missing(parts, messages))
         ends, opening = self._probed(tools)
+        if not ends.between and not ends.final:  # the template refuses short conversations
+            ends = self._ends_in(layout, messages)
         for index, part in enumerate(parts):
             if messages[part.turn]["role"] == "assistant":
                 previous = parts[index - 1].turn if index else None
@@ -162,6 +164,14 @@ class Template:
             final = between if between and last and last.startswith(between) else self._end(last, last)
             self._probes[bool(tools)] = Ends(between, final), self._opening(header, tools)
         return self._probes[bool(tools)]
+
+    def _ends_in(self, layout: Layout, messages: Sequence[Mapping[str, Any]]) -> Ends:
+        """Return what ends a turn, read off one conversation."""
+        spoken = [index for index, part in enumerate(layout.parts) if messages[part.turn]["role"] == "assistant"]
+        behind = [layout.after(index) for index in spoken]
+        between = self._end(behind[0], behind[-1]) if len(behind) > 1 else ""
+        last = behind[-1] if spoken and spoken[-1] + 1 == len(layout.parts) else ""
+        return Ends(between, between if between and last.startswith(between) else self._end(last, last))
 
     def _is_header(self, behind: str, tools: Any) -> bool:
         """Say whether what is written behind a turn begins as conversations begin, so that it ends nothing."""
