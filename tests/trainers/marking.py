@@ -66,3 +66,8 @@ def marked_with_remarks(
 
 def decoded(tokenizer: Any, ids: list[int]) -> str:
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def supervised(tokenizer: Any, messages: list[dict[str, Any]], target: TrainTarget = ALL, **row: Any) -> list[str]:
+    """Return the texts of the runs of supervised tokens, after the same check."""
+    return re.findall("«(.*?)»", marked(tokenizer, messages, target, **row), flags=re.DOTALL)
