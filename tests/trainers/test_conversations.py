@@ -186,6 +186,24 @@ def test_a_system_turn_that_the_template_drops_is_counted_with_the_first_row() -
     assert not marked_with_remarks(tokenizer_with(CHATML), SYSTEM)[1]
 
 
+def test_texts_are_counted_even_where_a_template_takes_no_marks() -> None:
+    template = LOST["refuses the conversation when other words stand in it"].replace(
+        "m['content']", "m['content'] | replace('Why', 'How')"
+    )
+    renderer = Renderer(tokenizer_with(template), TrainTarget.ALL_TOKENS)
+    renderer({"messages": CHAT}, "row 0")
+    assert renderer.remarks() == [
+        "the chat template leaves out or changes part of the text of user turns: 1 times, first in row 0: turn 2."
+    ]
+
+
+def test_tools_that_the_template_never_reads_are_counted() -> None:
+    tool = {"type": "function", "function": {"name": "permit", "description": "", "parameters": {}}}
+    _, remarks = marked_with_remarks(tokenizer_with(CHATML), CHAT, tools=[tool])
+    assert remarks == ["the chat template never reads the tools of a row: 1 times, first in data.train, row 7."]
+    assert not marked_with_remarks(tokenizer_with("{% set _ = tools %}" + CHATML), CHAT, tools=[tool])[1]
+
+
 def test_a_users_text_that_the_template_changes_is_counted_and_blanks_are_not() -> None:
     template = CHATML.replace("m['content']", "m['content'] | replace('Why', 'How') | trim")
     messages = [{"role": "user", "content": " Do I? \n"}, *CHAT[1:]]

@@ -138,6 +138,13 @@ def test_a_token_with_another_turns_text_is_never_supervised() -> None:
     assert words_supervised(tokenizer, HI) == ["you", "<end>"]
 
 
+def test_a_token_with_the_next_turns_text_is_never_supervised() -> None:
+    tokenizer = by_words()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %} <end>"
+    talk = [HI[0], {"role": "assistant", "content": " Yes you"}, {"role": "user", "content": "Hi"}]
+    assert words_supervised(tokenizer, talk) == ["Yes"]
+
+
 def test_a_header_that_swallows_the_answers_first_blanks_is_not_supervised() -> None:
     tokenizer = by_words(AddedToken("<ai>", rstrip=True))
     tokenizer.chat_template = (

@@ -95,6 +95,8 @@ class Renderer:
         turns = Turns(self._template, text, messages, tools)
         for turn, what in turns.altered():
             self._remark(f"{what} of {messages[turn]['role']} turns", f"{place}: turn {turn}")
+        if tools and "tools" not in self._template.source(tools):
+            self._remark("never reads the tools of a row", place)
         if self._target is TrainTarget.ALL_TOKENS:
             return []
         spoken = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]

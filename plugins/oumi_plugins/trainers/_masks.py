@@ -26,24 +26,20 @@ def mask(text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -
 
     Args:
         text: The whole text.
-        offsets: From and to of each token in it, in characters. Several tokens may make one character, and blanks that
-            a tokenizer keeps off a token's ends count as the token's.
+        offsets: From and to of each token in it, in characters. Several tokens may make one character, and some
+            tokenizers keep blanks off a token's ends.
         spans: In order.
     """
     result = [False] * len(offsets)
     ends = [end for _, end in offsets]
-
-    def begin(token: int) -> int:
-        return min(offsets[token][0], ends[token - 1]) if token else 0
-
     for floor, start, stop, ceiling in spans:
         first = bisect_right(ends, start)
-        while first < len(ends) and begin(first) < start:
-            if begin(first) >= floor and text[start : min(ends[first], stop)].strip():
+        while first < len(ends) and offsets[first][0] < start:
+            if offsets[first][0] >= floor and text[start : min(ends[first], stop)].strip():
                 break
             first += 1
         last = bisect_left(ends, stop, lo=first)
-        while last < len(ends) and begin(last) < stop:
+        while last < len(ends) and offsets[last][0] < stop:
             last += 1
         while last > first and ends[last - 1] > ceiling:
             last -= 1

@@ -129,9 +129,9 @@ class Template:
             self._prompts[roles] = self._prompt(before, tools), self._plain(before, tools)
         prompt, plain = self._prompts[roles]
         if prompt is not None and prompt.turn == previous and prompt.fits(part.before):
-            common = _common(self._pieces(prompt.text), self._pieces(part.before))
             if prompt.text.startswith(part.before) or part.before.startswith(prompt.text):
                 return min(len(prompt.text), len(part.before))
+            common = _common(self._pieces(prompt.text), self._pieces(part.before))
             if common[len(prompt.without) :].strip():
                 return len(common)
         header = plain if plain is not None and part.before.startswith(plain) else part.before

@@ -74,16 +74,16 @@ class Turns:
 
     def altered(self) -> list[tuple[int, str]]:
         """Return (turn, what became of it) of the turns whose text is not all there."""
-        if self._layout is None or self._reading is None:
-            return []
-        found = [(turn, f"leaves out the {_named(which)}") for turn, which in self._layout.missing]
+        missing = self._layout.missing if self._layout else ()
+        found = [(turn, f"leaves out the {_named(which)}") for turn, which in missing]
         gone = {turn for turn, _ in found}
-        whole = _bare(self._text) if self._reading.unread else ""
-        for part in self._reading.unread:
-            message = self._messages[part.turn]
+        unread = [part.turn for part in self._reading.unread] if self._reading else range(len(self._messages))
+        whole = _bare(self._text) if unread else ""
+        for turn in unread:
+            message = self._messages[turn]
             said = [message.get("content"), *(message.get(key) for key in REASONING_KEYS)]
-            if part.turn not in gone and not all(_is_in(text, whole) for text in said if isinstance(text, str)):
-                found.append((part.turn, "leaves out or changes part of the text"))
+            if turn not in gone and not all(_is_in(text, whole) for text in said if isinstance(text, str)):
+                found.append((turn, "leaves out or changes part of the text"))
         return found
 
     def _replaced(self, layout: Layout, index: int) -> Place:
