@@ -144,6 +144,13 @@ def test_a_template_may_write_earlier_turns_in_another_way_than_the_last() -> No
     assert supervised(tokenizer_with(template), thinking, FINAL) == expected[2:]
 
 
+def test_a_template_may_refuse_short_conversations() -> None:
+    """What ends a turn is then read off the conversation itself."""
+    template = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}" + CHATML
+    assert supervised(tokenizer_with(template), SYSTEM) == ["Yes, you do.<|im_end|>", "It is the law.<|im_end|>"]
+    assert supervised(tokenizer_with(template), SYSTEM[:3]) == ["Yes, you do.<|im_end|>"]
+
+
 LOST = {
     "leaves the assistant's turn out": "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
     "writes the assistant's turn in more than one place": CHATML + "{{ messages[1]['content'] }}",
@@ -166,9 +173,12 @@ def test_a_template_that_ends_no_turn_is_an_error_since_the_model_would_never_st
         supervised(tokenizer_with(CHATML.replace("<|im_end|>\n", "")), CHAT)
 
 
-def test_turns_in_between_that_nothing_ends_are_counted() -> None:
-    template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|im_end|>"
-    _, remarks = marked_with_remarks(tokenizer_with(template, "<|user|>", "<|assistant|>"), CHAT)
+@pytest.mark.parametrize("header", ["<|{{ m['role'] }}|>", "<|im_start|>{{ m['role'] + '\n' }}"])
+def test_turns_in_between_that_nothing_ends_are_counted_and_headers_end_nothing(header: str) -> None:
+    template = f"{{% for m in messages %}}{header}{{{{ m['content'] }}}}{{% endfor %}}<|im_end|>"
+    text, remarks = marked_with_remarks(tokenizer_with(template, "<|user|>", "<|assistant|>"), CHAT)
+    assert "«Yes, you do.»<|" in text
+    assert text.endswith("«It is the law.<|im_end|>»")
     assert remarks == [
         "the chat template does not end assistant turns that others follow: 1 times, first in data.train, row 7: "
         "turn 1."

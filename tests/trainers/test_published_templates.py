@@ -268,6 +268,15 @@ FORMATS = {
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}": (
         CHAT_IN_CHATML.replace("«", "«<think></think>")
     ),
+    # a template that knows no generation prompts: the header is the template's all the same
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}": (
+        CHAT_IN_CHATML
+    ),
+    # a prompt that ends within a word of the text
+    "{% for m in messages %}{{ m.role + ':' }}{{ '(' if m.role == 'assistant' }}{{ m.content + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}": (
+        "user:Permit?</s>assistant:«(Yes, you do.</s>»user:Why?</s>assistant:«(It is law.</s>»"
+    ),
     # a template that always writes a generation prompt, as the first of Llama 3 does
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{{ '<|im_start|>assistant\n' }}": CHAT_IN_CHATML + "<|im_start|>assistant\n",
