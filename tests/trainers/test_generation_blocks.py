@@ -109,6 +109,12 @@ def test_variables_reach_templates_with_blocks() -> None:
     assert marked(tokenizer_with(template), CHAT, variables={"mood": "glad"}) == "glad" + WHOLE
 
 
+def test_a_template_that_never_writes_the_same_text_twice_is_an_error() -> None:
+    template = "{{ strftime_now('%f') }}" + chatml("⟦{{ m.content }}<|im_end|>⟧{{ '\n' }}")
+    with pytest.raises(DataError, match="row 7: the chat template renders another text with its generation marks"):
+        marked(tokenizer_with(template), CHAT)
+
+
 def test_special_tokens_reach_templates_with_blocks() -> None:
     template = "{{ bos_token }}" + chatml("⟦{{ m.content + eos_token }}⟧{{ '\n' }}")
     text = marked(tokenizer_with(template, **EDGES), CHAT)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from oumi_kernel import DataError
-from tests.trainers.marking import EDGES, FINAL, TEMPLATES, marked, marked_with_remarks, tokenizer_of, tokenizer_with
+from tests.trainers.marking import FINAL, TEMPLATES, marked, marked_with_remarks, tokenizer_of
 
 CHAT = [
     {"role": "user", "content": "Permit?"},
@@ -182,6 +182,18 @@ def test_thinking_switched_off_is_in_the_prompt_and_not_for_the_model_to_write()
     assert text.endswith("assistant\n<think>\n\n</think>\n\n«Yes, you do.<|im_end|>»\n")
 
 
+def test_thoughts_where_thinking_is_switched_off_are_an_error_since_the_prompt_would_be_another() -> None:
+    with pytest.raises(DataError, match="row 7: turn 3: what the chat template writes around the assistant's turn"):
+        marked(tokenizer_of("qwen3"), THINK, variables={"enable_thinking": False})
+
+
+def test_a_result_that_the_template_writes_as_json_is_not_said_to_be_changed() -> None:
+    messages = [*ONE_CALL[:2], ONE_CALL[2] | {"content": 'say "no"\n\tand go'}, ONE_CALL[3]]
+    text, remarks = marked_with_remarks(tokenizer_of("llama3_1"), messages, tools=[TOOL])
+    assert '"say \\"no\\"\\n\\tand go"' in text
+    assert remarks == []
+
+
 def test_a_row_of_each_kind_is_found_in_a_long_conversation() -> None:
     """Turns that the template writes in its own way stand between others, and each has to be looked for."""
     messages = [*TWO_CALLS[:4], THINK[1], *TWO_CALLS[:4], THINK[3]]
@@ -230,63 +242,3 @@ def test_what_a_template_cannot_write_is_an_error_with_row_turn_and_way_out(
     with pytest.raises(DataError, match=rf"^data\.train, row 7: {reason}") as caught:
         marked(tokenizer_of(name), messages, **extras(messages))
     assert "refuses" in reason or "Use another template (model.chat_template)" in str(caught.value)
-
-
-FORMATS = {
-    # format of SmolLM2: ChatML with a system turn of its own
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}{% for m in messages %}"
-    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}": (
-        "<|im_start|>system\nYou help.<|im_end|>\n" + CHAT_IN_CHATML
-    ),
-    # format of Phi-4: no line breaks at all
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}": (
-        CHAT_IN_CHATML.replace("user\n", "user<|im_sep|>").replace("assistant\n", "assistant<|im_sep|>")
-    ).replace("\n", ""),
-    # format of Vicuna: words, blanks, and the end token
-    "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}{% else %}"
-    "{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}": (
-        "USER: Permit? ASSISTANT:« Yes, you do.</s>»USER: Why? ASSISTANT:« It is law.</s>»"
-    ),
-    # format of Llama 2: no generation prompt; the blank before the answer is in the answer's first token
-    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}"
-    "{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}": (
-        "[INST] Permit? [/INST]« Yes, you do. </s>»[INST] Why? [/INST]« It is law. </s>»"
-    ),
-    # format of Command R: two tokens end a turn
-    "{% for m in messages %}{{ '<|START|><|' + m.role + '|>' + m.content }}"
-    "{% if m.role == 'assistant' %}<|END_RESPONSE|>{% endif %}<|END|>{% endfor %}"
-    "{% if add_generation_prompt %}<|START|><|assistant|>{% endif %}": (
-        "<|START|><|user|>Permit?<|END|><|START|><|assistant|>«Yes, you do.<|END_RESPONSE|><|END|>»"
-        "<|START|><|user|>Why?<|END|><|START|><|assistant|>«It is law.<|END_RESPONSE|><|END|>»"
-    ),
-    # formats that think in every turn: the prompt begins the thought, and goes on in another way than the text
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}<think></think>"
-    "{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}": (
-        CHAT_IN_CHATML.replace("«", "«<think></think>")
-    ),
-    # a template that knows no generation prompts: the header is the template's all the same
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}": (
-        CHAT_IN_CHATML
-    ),
-    # a prompt that ends within a word of the text
-    "{% for m in messages %}{{ m.role + ':' }}{{ '(' if m.role == 'assistant' }}{{ m.content + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}": (
-        "user:Permit?</s>assistant:«(Yes, you do.</s>»user:Why?</s>assistant:«(It is law.</s>»"
-    ),
-    # a template that always writes a generation prompt, as the first of Llama 3 does
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{{ '<|im_start|>assistant\n' }}": CHAT_IN_CHATML + "<|im_start|>assistant\n",
-}
-FORMAT_MARKERS = (
-    "<|im_start|> <|im_sep|> <|im_end|> <|START|> <|END|> <|END_RESPONSE|> <|user|> <|assistant|> [INST] [/INST]"
-).split()
-
-
-@pytest.mark.parametrize("template", FORMATS)
-def test_formats_of_other_families_are_read_as_well(template: str) -> None:
-    tokenizer = tokenizer_with(template, *FORMAT_MARKERS, **EDGES)
-    assert marked(tokenizer, CHAT) == FORMATS[template]

@@ -22,6 +22,7 @@ GOLDEN: list[dict[str, Any]] = [
     {"messages": TWO_CALLS, "tools": [TOOL]},
 ]
 SHIPPED = "chat_ml"
+DATED = str(TEMPLATES / "llama3_1.jinja")
 OWN = str(TEMPLATES / "qwen3.jinja")
 
 
@@ -47,9 +48,9 @@ class Seen:
         (("--model.chat_template", SHIPPED), {}, GOLDEN[:3]),
         (("--model.chat_template", OWN), {}, GOLDEN),
         (
-            ("--model.chat_template", OWN, "--model.chat_template_kwargs.enable_thinking", "false"),
-            {"enable_thinking": False},
-            [*GOLDEN[:2], GOLDEN[4]],
+            ("--model.chat_template", DATED, "--model.chat_template_kwargs.date_string", "1 Jan 2030"),
+            {"date_string": "1 Jan 2030"},
+            GOLDEN[:3],
         ),
     ],
     ids=["the model's own", "shipped", "a file", "a file and variables"],
