@@ -20,8 +20,8 @@ from oumi_plugins.trainers._examples import Examples
 from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._loop import Loop
 from oumi_plugins.trainers._parameters import parameter_groups
-from oumi_plugins.trainers._retention import Retention, check_load_best
 from oumi_plugins.trainers._preparation import Preparation
+from oumi_plugins.trainers._retention import Retention, check_load_best
 from oumi_plugins.trainers.sft import SftParams
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
