@@ -101,10 +101,9 @@ class Preparation:
             places = [self._place(block.first + start + index) for index in range(len(rows))]
             for index, encoded in enumerate(self._encode(rows, places), start):
                 made.add(index, encoded)
-        remarks = {
-            what: [count, *self._within(block, place)] for what, (count, place) in self._encode.take_remarks().items()
-        }
-        return self._cache.write(key, made.arrays(), made.facts() | {"remarks": remarks})
+        found = self._encode.take_remarks().items()
+        remarks = {what: (count, *self._within(block, place)) for what, (count, place) in found}
+        return self._cache.write(key, made.arrays(), {**made.facts(), "remarks": remarks})
 
     def _within(self, block: Block, place: str) -> tuple[int, str]:
         """Return which row of a block a place is in, and what it says beyond the row."""
