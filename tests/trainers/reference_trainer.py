@@ -13,11 +13,11 @@ from torch.nn import functional as F
 IGNORE = -100
 
 
-def row_loss(model, ids: list[int], labels: list[int]) -> tuple[torch.Tensor, int]:
+def row_loss(model, ids: list[int], labels: list[int], smoothing: float = 0.0) -> tuple[torch.Tensor, int]:
     """Return (sum of negative log-likelihoods, tokens) of one row, alone."""
     logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
     targets = torch.tensor(labels[1:])
-    loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
     return loss, int((targets != IGNORE).sum())
 
 
@@ -26,7 +26,16 @@ def batches_of(rows: list, size: int) -> list[list]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def train(model, epochs: list[list], *, rows_per_step: int, optimizer, schedule=None, max_norm: float | None = None):
+def train(
+    model,
+    epochs: list[list],
+    *,
+    rows_per_step: int,
+    optimizer,
+    schedule=None,
+    max_norm: float | None = None,
+    smoothing=0.0,
+):
     """Train on each epoch's rows in order; return the mean loss of each step."""
     losses = []
     for rows in epochs:
@@ -34,7 +43,7 @@ def train(model, epochs: list[list], *, rows_per_step: int, optimizer, schedule=
             tokens = sum(sum(label != IGNORE for label in row["labels"][1:]) for row in step)
             total = 0.0
             for row in step:
-                loss, _ = row_loss(model, row["input_ids"], row["labels"])
+                loss, _ = row_loss(model, row["input_ids"], row["labels"], smoothing)
                 (loss / tokens).backward()
                 total += loss.item()
             if max_norm is not None:

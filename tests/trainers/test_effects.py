@@ -214,7 +214,10 @@ MODEL: dict[str, list[Case]] = {
     "torch_dtype_str": [Changed("float64", ("dtypes",)), Changed("bfloat16", ("dtypes", "log"))],
     "compile": [Refused("true", "use training.compile")],
     "chat_template": [Changed("llama3-instruct", ("tokens", "tokenizer"))],
-    "chat_template_kwargs": [Refused("{a: 1}", "does not serve this key|unknown|no variable")],
+    "chat_template_kwargs": [
+        Refused("{a: 1}", "the chat template never reads a variable 'a'"),
+        Changed("{brief: true}", ("tokens",), ("--model.chat_template=BRIEF",)),
+    ],
     "attn_implementation": [Changed("eager", ("norms",))],
     "device_map": [Refused("cuda:0", "the strategy places the model")],
     "model_kwargs": [Changed("{attention_dropout: 0.5}", ("losses", "weights"))],

@@ -24,6 +24,7 @@ SHAPE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+GPT2 = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 MODELS = {
     "llama": ("Llama", {}),
     "mistral": ("Mistral", {"sliding_window": 6}),
@@ -38,6 +39,7 @@ MODELS = {
     "granite": ("Granite", {"logits_scaling": 3.0, "attention_multiplier": 0.2}),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64} | GPT2),
     "gpt_oss": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6}),
 }
 WITHOUT_SDPA = {"gemma2", "gpt_oss"}

@@ -55,11 +55,13 @@ def oracle_rows(folder: Path, file: str = "train.jsonl") -> list[dict[str, list[
     return rows
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4), (1, 8)])
 def test_parameters_equal_the_reference_however_a_step_is_cut(
-    train: Train, tmp_path: Path, batch: int, accumulation: int
+    train: Train, tmp_path: Path, batch: int, accumulation: int, smoothing: float
 ) -> None:
     run = train(
+        f"--training.trainer_kwargs.label_smoothing_factor={smoothing}",
         f"--training.per_device_train_batch_size={batch}",
         f"--training.gradient_accumulation_steps={accumulation}",
         "--training.learning_rate=0.5",
@@ -69,7 +71,12 @@ def test_parameters_equal_the_reference_however_a_step_is_cut(
     ordered = [rows[index] for index in epoch_order(len(rows), 42, 0)]
     model = AutoModelForCausalLM.from_pretrained(QUICKSTART / "model")
     losses = reference_trainer.train(
-        model, [ordered], rows_per_step=8, optimizer=torch.optim.SGD(model.parameters(), 0.5), max_norm=0.7
+        model,
+        [ordered],
+        rows_per_step=8,
+        optimizer=torch.optim.SGD(model.parameters(), 0.5),
+        max_norm=0.7,
+        smoothing=smoothing,
     )
     assert run.figures("loss") == pytest.approx(losses, rel=1e-5)
     assert_close(run.model, model)

@@ -33,6 +33,7 @@ from tests.trainers.test_examples import chat, lists, tokenizer, trainer
 ALL, TURNS = TrainTarget.ALL_TOKENS, TrainTarget.ALL_ASSISTANT_TURNS
 PACKED = "    pack: true\n    stream: true\n"
 ROWS: list[dict[str, Any]] = [chat(f"Answer {n}.") for n in range(40)]
+LEAVES_OUT = "{% for m in messages if m['role'] != 'system' %}"
 STRFTIME = "{% set today = strftime_now('%d %b %Y') %}"
 
 
@@ -356,3 +357,19 @@ def test_memory_does_not_grow_with_rows(monkeypatch: pytest.MonkeyPatch) -> None
 
     small, large = peak(1024), peak(4096)
     assert large < small + 4096 * 40  # of 4096 * 100 * 8 and more
+
+
+def test_what_a_template_leaves_out_is_said_again_when_rows_come_from_the_cache(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokens = tokenizer()
+    tokens.chat_template = tokens.chat_template.replace("{% for m in messages %}", LEAVES_OUT)
+    rows = [*ROWS[:20], {"messages": [{"role": "system", "content": "Be brief."}, *chat("It is.")["messages"]]}]
+    said = "data.train: the chat template leaves out the text of system turns: 1 times, first in data.train, row 20"
+    for _ in range(2):
+        caplog.clear()
+        trainer(tokens).prepare("train", rows, TURNS)
+        assert said in caplog.text
+    caplog.clear()
+    trainer(tokens).prepare("validation", rows[16:], TURNS)  # another block, other numbers
+    assert said.replace("row 20", "row 4").replace("data.train", "data.validation") in caplog.text

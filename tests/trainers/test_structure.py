@@ -10,6 +10,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.conftest import Install
 from tests.trainers.conftest import Train
 
 
@@ -57,3 +58,44 @@ def test_settings_of_the_process_are_as_before_a_run(train: Train) -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision, torch.are_deterministic_algorithms_enabled()
     train("--training.max_steps=1")
     assert (torch.backends.mkldnn.matmul.fp32_precision, torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_between_log_entries_nothing_is_read_off_the_device(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU reading is free and done; here the loop is told that it is not, as on an accelerator."""
+    from oumi_plugins.strategies import _single, _stepping
+    from oumi_plugins.trainers import _loop
+
+    monkeypatch.setattr(_loop, "FREE", frozenset())
+    monkeypatch.setattr(_single, "step_unless", _stepping.step_flagged)
+    flags = ("--training.optimizer=adamw", "--training.logging_strategy=no", "--training.gradient_accumulation_steps=2")
+
+    def waits(steps: int, *more: str) -> int:
+        with Waits() as mode:
+            train(*flags, f"--training.max_steps={steps}", *more, rows=100, name=f"run{steps}{len(more)}")
+        return mode.count
+
+    assert waits(2) == waits(6)
+    assert waits(6, "--training.logging_strategy=steps") > waits(6)  # the count sees what a log entry reads
+
+
+def test_evaluation_keeps_nothing_of_a_batch(train: Train, install: Install) -> None:
+    metric = (
+        "import gc, weakref\n"
+        "class Keeps:\n"
+        "    seen, most = [], 0\n"
+        "    def update(self, batch):\n"
+        "        Keeps.seen += [weakref.ref(batch.losses), weakref.ref(batch.predictions)]\n"
+        "        gc.collect()\n"
+        "        Keeps.most = max(Keeps.most, sum(ref() is not None for ref in Keeps.seen))\n"
+        "    def compute(self):\n"
+        "        return {'most': float(Keeps.most), 'batches': len(Keeps.seen) / 2}\n"
+    )
+    install("keeper", "1.0", {"oumi.metrics": {"keeps": "keeper_metric:Keeps"}}, keeper_metric=metric)
+    run = train(
+        "--training.metrics_function=keeps",
+        "--training.per_device_eval_batch_size=1",
+        "--training.max_steps=1",
+        validation=9,
+    )
+    assert run.figures("eval_batches") == [9]
+    assert run.figures("eval_most") == [2]

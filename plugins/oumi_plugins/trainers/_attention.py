@@ -25,17 +25,19 @@ _UNKNOWN = ("position_bias", "head_mask")
 """Arguments that change the scores in ways not known here."""
 
 
+def flat_mask(device: torch.device) -> torch.Tensor:
+    """Return what a flat batch gives as its attention mask, bool (1, 1, 1, 1): nothing is masked by it.
+
+    A mask of four dimensions is passed on as it is. Without one, transformers looks at the positions on the host to
+    find out whether sequences are packed, which on a GPU waits for the device in every forward pass.
+    """
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
 def register() -> None:
     """Make the implementation known to transformers by its name; doing it again changes nothing."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, mask)
-
-
-def mask(*, attention_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor | None:
-    """Return no mask for a flat batch; for a padded one, which has an attention mask, the one of `sdpa`."""
-    if attention_mask is None:
-        return None
-    return sdpa_mask(attention_mask=attention_mask, **options)  # pyright: ignore[reportCallIssue]
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
 
 
 def attend(
@@ -53,7 +55,7 @@ def attend(
         query: Queries, (1, H, T, D).
         key: Keys, (1, K, T, D).
         value: Values, (1, K, T, D).
-        attention_mask: None for a flat batch; any other batch goes to `sdpa`.
+        attention_mask: That of `flat_mask` for a flat batch; any other batch goes to `sdpa` with its mask.
         options: `cu_seq_lens_q`, int32 (sequences + 1,) on the host, where each sequence begins and the last one ends;
             `scaling`, `dropout`, `sliding_window`, `softcap` and `s_aux` as transformers passes them.
 
@@ -64,7 +66,7 @@ def attend(
         NotImplementedError: The model asks for something that this attention does not do.
     """
     bounds = options.pop("cu_seq_lens_q", None)
-    if attention_mask is not None or bounds is None:
+    if bounds is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # pyright: ignore[reportReturnType]
     for name in _UNKNOWN:
         if options.get(name) is not None:

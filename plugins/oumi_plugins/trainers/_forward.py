@@ -170,6 +170,7 @@ def _flat_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
     implementation = getattr(getattr(_inner(model), "config", None), "_attn_implementation", None)
     if implementation == _attention.NAME:
+        inputs["attention_mask"] = _attention.flat_mask(batch["input_ids"].device)
         inputs["cu_seq_lens_q"] = torch.tensor([0, *batch["lengths"]]).cumsum(0)  # on the host: nobody waits for it
     elif implementation in VARLEN:
         inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), batch["cu_seq_lens"])
