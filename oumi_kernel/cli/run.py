@@ -21,7 +21,7 @@ def run(
     """Train as a configuration says.
 
     Args:
-        config: A YAML file, or the name of a shipped configuration such as 'quickstart'.
+        config: A YAML file, the run.json of a run to repeat it, or the name of a shipped configuration.
         plugin: A dataset or metric from a local file: ./my_metric.py:bleu. May be repeated.
         overrides: Keys given on the command line.
 
@@ -31,11 +31,13 @@ def run(
     from oumi_kernel.cli.configuration import open_sound_config
     from oumi_kernel.launch import world_from
     from oumi_kernel.plugins import resolve
+    from oumi_kernel.repeat import refuse_to_overwrite
 
     loaded, catalogue = open_sound_config(config, overrides, plugin)
     world = world_from()
     resolution = resolve(loaded, catalogue, world_size=world.size)
     resolution.raise_for_problems(strict=True)
+    refuse_to_overwrite(loaded)
 
     from oumi_kernel.run import run_training
 
@@ -53,7 +55,7 @@ def train(
     """Do what `run` does.
 
     Args:
-        config: A YAML file, or the name of a shipped configuration such as 'quickstart'.
+        config: A YAML file, the run.json of a run to repeat it, or the name of a shipped configuration.
         plugin: A dataset or metric from a local file: ./my_metric.py:bleu. May be repeated.
         overrides: Keys given on the command line.
     """
