@@ -96,6 +96,22 @@ class Checkpoints:
         Raises:
             CheckpointError: The checkpoint is missing, incomplete, damaged, or does not fit.
         """
+        found = self.find(order)
+        if found is None:
+            return None
+        folder, progress = found
+        session = self._session
+        session.kernel.load_weights(session.prepared.model, folder, session.run)
+        session.strategy.load(folder)
+        _load_random_state(folder)
+        return progress
+
+    def find(self, order: Mapping[str, int]) -> tuple[Path, Progress] | None:
+        """Return the checkpoint that `resume` restores, and how far it is; None if there is none.
+
+        Raises:
+            CheckpointError: It is missing, incomplete, damaged, or stands in an epoch of another order.
+        """
         folder = self._chosen()
         if folder is None:
             return None
@@ -104,11 +120,7 @@ class Checkpoints:
         except (OSError, msgspec.DecodeError) as error:
             raise CheckpointError(f"{folder / STATE} cannot be read: {error}") from error
         _check_order(folder, progress, order)
-        session = self._session
-        session.kernel.load_weights(session.prepared.model, folder, session.run)
-        session.strategy.load(folder)
-        _load_random_state(folder)
-        return progress
+        return folder, progress
 
     def _chosen(self) -> Path | None:
         training = self._session.run.config.training

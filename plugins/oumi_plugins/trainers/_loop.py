@@ -95,6 +95,17 @@ class Loop:
                 self._evaluate()
         return Summary(steps=self.progress.step, figures=self.figures)
 
+    def rehearse(self) -> list[str]:
+        """Do what `train` does before its first step, but read no weights; return what there is to say about it."""
+        self._prepare_model()
+        found = self.checkpoints.find(self.progress.order)
+        batches = [self.batches.of("validation")] if self._evaluates() else []
+        for batch in (*next(self.batches.windows(0, 0)), *(next(iter(of_split)) for of_split in batches)):
+            self.objective.supervise(batch)
+        if batches:
+            self.session.build_metrics()
+        return [f"goes on from {found[0]}, step {found[1].step} of {self.plan.total_steps}."] if found else []
+
     def evaluate(self) -> dict[str, float] | None:
         """Return `eval_loss`, a sum of token losses over their number, and the metrics' figures; None if stopped."""
         metrics = self.session.build_metrics()

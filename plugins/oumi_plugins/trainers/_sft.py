@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,15 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from oumi_kernel import DataError
 from oumi_kernel.config import TrainTarget
 from oumi_kernel.contracts import Plan, Row, Run, Session, Summary
+from oumi_kernel.rehearsal import Estimate, Lengths, PreviewedExample, token_view
 from oumi_plugins.trainers._conversations import Renderer
+from oumi_plugins.trainers._estimate import estimate
+from oumi_plugins.trainers._examples import Examples, Report
 from oumi_plugins.trainers._loop import Loop
+from oumi_plugins.trainers._miniature import miniature
+from oumi_plugins.trainers._order import epoch_order
 from oumi_plugins.trainers._parameters import parameter_groups
+from oumi_plugins.trainers._preview import lengths_of, previews, tokens_of
 from oumi_plugins.trainers.sft import SftParams
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
@@ -34,13 +40,15 @@ class SftTrainer:
         ignore = run.config.training.label_ignore_index
         self._ignore = IGNORE if ignore is None else ignore
 
-    def prepare(self, split: str, rows: Sequence[Row], target: TrainTarget) -> Sequence[dict[str, list[int]]]:
+    def prepare(self, split: str, rows: Sequence[Row], target: TrainTarget) -> Examples:
         """Return examples: `input_ids` and `labels`, lists of equal length, labels not shifted."""
         limit = self._limit()
         render: Renderer | None = None
         examples: list[dict[str, list[int]]] = []
         dropped: Counter[str] = Counter()
         shortest: list[int] = []
+        sources: list[int] = []
+        cut = 0
         for index, row in enumerate(rows):
             place = f"data.{split}, row {index}"
             if "messages" in row:
@@ -57,8 +65,11 @@ class SftTrainer:
                 shortest.append(mask.index(True, 1) + 1)
             else:
                 examples.append({"input_ids": ids[:limit], "labels": labels[:limit]})
+                sources.append(index)
+                cut += len(ids) > limit
         self._report(split, len(rows), examples, dropped, shortest)
-        return examples
+        report = Report(rows=len(rows), used=len(examples), dropped=dict(dropped), cut=cut)
+        return Examples(examples, sources, report)
 
     def plan(self, examples: Mapping[str, Sequence[Any]]) -> Plan:
         """Return the number of optimizer steps; the last window of an epoch may be smaller and counts."""
@@ -78,8 +89,27 @@ class SftTrainer:
         """Return the groups of the trainable parameters."""
         return parameter_groups(model, self._run.config.training.weight_decay)
 
+    def preview(self, rows: Iterable[Row], examples: Sequence[Any], count: int) -> Sequence[PreviewedExample]:
+        """Return the first examples of a split with their rows."""
+        return previews(self._tokenizer, rows, examples, count, self._ignore)
+
+    def lengths(self, examples: Sequence[Any]) -> Lengths:
+        """Return how long the examples of a split are."""
+        return lengths_of(examples, self._run.config.training, self._ignore)
+
+    def miniature(self, skeleton: nn.Module) -> nn.Module:
+        """Return a model like `skeleton` whose every parameter is small."""
+        return miniature(skeleton)
+
+    def rehearse(self, session: Session, skeleton: nn.Module) -> Estimate:
+        """Do what training does before its first step, and estimate what it needs."""
+        notes = Loop(session, self, self._params.save_total_limit).rehearse()
+        return estimate(session, skeleton, self._params.save_total_limit, notes)
+
     def train(self, session: Session) -> Summary:
         """Run the loop."""
+        if self._run.config.training.log_examples and self._run.world.is_main:
+            self._log_first_batch(session)
         return Loop(session, self, self._params.save_total_limit).train()
 
     def evaluate(self, session: Session) -> Mapping[str, float]:
@@ -113,6 +143,14 @@ class SftTrainer:
         ).logits
         logits, targets = logits_BTV.flatten(0, 1)[batch["predicting"]].float(), batch["targets"]
         return F.cross_entropy(logits, targets, reduction="none"), logits.detach().argmax(-1), targets
+
+    def _log_first_batch(self, session: Session) -> None:
+        examples, training = session.examples["train"], self._run.config.training
+        first = epoch_order(len(examples), training.data_seed, 0)[: training.per_device_train_batch_size]
+        _log.info("the first batch as id:token, in brackets where the loss is:")
+        for index in first:
+            view = token_view(tokens_of(self._tokenizer, examples[index], self._ignore))
+            _log.info("example %d: %s", index, " ".join(text for text, _ in view))
 
     def _limit(self) -> int:
         own, model = self._params.max_length, self._run.config.model.model_max_length

@@ -1,0 +1,44 @@
+"""A small model in the place of one without weights: what an optimizer, a schedule and a strategy are tried on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+SIDES = {0: (), 1: (61,), 2: (67, 71), 3: (17, 19, 23)}
+"""Dimensions -> shape of a small parameter: different primes, by which a dimension is known again in the state of an
+optimizer; a matrix has more than 4,096 elements, as libraries of 8-bit optimizers keep smaller ones in 32 bits."""
+OTHER_SIDES = (2, 3, 5, 7, 11, 13)
+
+
+def miniature(skeleton: nn.Module) -> nn.Module:
+    """Return a copy of `skeleton` on the CPU whose parameters have as many dimensions as its own, but small ones."""
+    return filled(skeleton, lambda tensor: torch.zeros(small(tensor.ndim), dtype=tensor.dtype, device="cpu"))
+
+
+def small(dimensions: int) -> tuple[int, ...]:
+    """Return the shape of a small parameter."""
+    return SIDES.get(dimensions, OTHER_SIDES[:dimensions])
+
+
+def filled(skeleton: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    """Return a copy of a model with other tensors; what was tied or frozen is again.
+
+    Args:
+        skeleton: A model on the device `meta`.
+        make: Returns the tensor that takes the place of one.
+    """
+    model = copy.deepcopy(skeleton)
+    made: dict[int, torch.Tensor] = {}
+    kept = list(model.modules())
+    for module in kept:
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if id(parameter) not in made:
+                made[id(parameter)] = nn.Parameter(make(parameter), requires_grad=parameter.requires_grad)
+            module.register_parameter(name, made[id(parameter)])  # pyright: ignore[reportArgumentType]
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            setattr(module, name, make(buffer))
+    return model
