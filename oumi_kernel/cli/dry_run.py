@@ -77,7 +77,9 @@ class Printed:
         self._line("parameters", f"{estimate.trained:,} of {estimate.parameters:,} train")
         for amount in estimate.memory:
             self._amount(amount)
-        self._line("at the peak", f"{_size(estimate.peak_bytes)}, beside what Python and the libraries take")
+        self._line(
+            "at the peak", f"{_size(estimate.peak_bytes)}, beside Python, the libraries, and what the allocator keeps"
+        )
         self._free("memory", estimate.peak_bytes, estimate.free_bytes)
         self._title("disk (an estimate)")
         for amount in estimate.disk:

@@ -70,7 +70,9 @@ def _kept(model: nn.Module, tokens: int, context: AbstractContextManager[Any], d
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if id(storage) not in own:
+        # transformers builds a mask for all heads here, as it cannot see that the row is alone; a run needs none
+        is_mask = not tensor.requires_grad and tensor.numel() == tokens**2
+        if id(storage) not in own and not is_mask:
             kept[id(storage)] = storage  # that it is held keeps its number from being used again
         return tensor
 
