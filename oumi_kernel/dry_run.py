@@ -6,6 +6,7 @@ prepares is the data that the run takes from the cache.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from oumi_kernel.logs import logging_to
 from oumi_kernel.plugins import Kernel, Resolution
 from oumi_kernel.rehearsal import Estimate, Lengths, PreviewedExample, Rehearses
 from oumi_kernel.repeat import data_difference
-from oumi_kernel.run import Stage, assemble, errors_placed, log_difference, log_warnings, prepare
+from oumi_kernel.run import Stage, assemble, errors_placed, header, log_difference, log_warnings, prepare
 from oumi_kernel.seeds import with_seeds
+
+_log = logging.getLogger(__name__)
 
 
 class Report(Protocol):
@@ -86,6 +89,7 @@ def _rehearse(kernel: Kernel, run: Run, loaded: LoadedConfig, count: int, report
             report.missing("the model's loader builds none without weights: model, optimizer and steps are unchecked.")
         elif rehearses is not None:
             session = assemble(stage, rehearses.miniature(skeleton))
+            _log.info("%s", header(session, skeleton))
             estimate = rehearses.rehearse(session, skeleton)
             report.steps(session, _rates(session))
             report.estimate(estimate)
