@@ -161,6 +161,24 @@ def test_disk_is_what_checkpoints_and_model_take(config: Path) -> None:
     assert estimated(config, *flags[:2]).bytes_of("checkpoints") == pytest.approx(4 * size_of(checkpoint), rel=0.03)
 
 
+def test_free_memory_is_what_the_machine_or_its_container_has_left(tmp_path: Path, monkeypatch) -> None:
+    from oumi_plugins.trainers import _free
+
+    if torch.cuda.is_available():
+        pytest.skip("asks the GPU instead")
+    monkeypatch.setattr(_free, "CGROUP", tmp_path)
+    device, free = _free.free_memory()
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert device == "cpu"
+    assert free is not None
+    assert 0 < free < total
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _free.free_memory()[1] == pytest.approx(free, rel=0.5)
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert _free.free_memory()[1] == 4000
+
+
 RUN = """
 import resource, sys
 from oumi_kernel.cli.configuration import open_sound_config

@@ -98,7 +98,7 @@ def _recomputed(found: Activations, model: Any) -> Activations:
     width = model.get_input_embeddings().weight
     inputs = layers * width.shape[-1] * width.element_size()
     return Activations(
-        fixed=found.fixed / layers,
+        fixed=found.fixed,  # autocast keeps its copies of weights to the end of the forward pass
         per_token=found.per_token / layers + inputs,
         per_pair=found.per_pair / layers,
         recomputed=True,
