@@ -33,9 +33,9 @@ def build(name: str, parameter: torch.nn.Parameter, *flags: str) -> torch.optim.
 
 
 REFERENCES = {
-    "adam": lambda p: torch.optim.Adam([p], **ADAM),
-    "adamw": lambda p: torch.optim.AdamW([p], **ADAM),
-    "adamw_torch": lambda p: torch.optim.AdamW([p], **ADAM),
+    "adam": lambda p: torch.optim.Adam([p], **ADAM, fused=True),
+    "adamw": lambda p: torch.optim.AdamW([p], **ADAM, fused=True),
+    "adamw_torch": lambda p: torch.optim.AdamW([p], **ADAM, fused=True),
     "adamw_torch_fused": lambda p: torch.optim.AdamW([p], **ADAM, fused=True),
     "sgd": lambda p: torch.optim.SGD([p], lr=0.03, momentum=0.7, weight_decay=0.1),
     "adafactor": lambda p: transformers.Adafactor(

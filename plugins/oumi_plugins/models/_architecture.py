@@ -43,6 +43,10 @@ def check_model(params: ModelParams, run: Run) -> PretrainedConfig:
         raise ConfigError(
             Problem(code="not-served", path="model.device_map", message=message, hint="Write auto or null.")
         )
+    if params.attn_implementation == "flex_attention" and not torch.accelerator.is_available():
+        message = "flex_attention has no backward pass on a CPU."
+        hint = "null takes the fastest for this machine; sdpa and eager run everywhere."
+        raise ConfigError(Problem(code="not-served", path="model.attn_implementation", message=message, hint=hint))
     config = _config(params, run)
     for name, modules in matches(_skeleton(config, params), params.freeze_layers).items():
         if not any(True for module in modules for _ in module.parameters()):

@@ -16,6 +16,15 @@ class AdamParams(Params):
     """Whether to divide by the largest second moment so far (AMSGrad)."""
 
 
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Devices on which torch does all of a step in one kernel, its fastest way."""
+
+
+def has_fused_step(groups: Sequence[dict[str, Any]]) -> bool:
+    """Return whether all parameters of groups of (name, tensor) lie where torch has a fused step."""
+    return all(parameter.device.type in FUSED_DEVICES for group in groups for _, parameter in group["params"])
+
+
 class Adam(Component):
     """Adam (arXiv 1412.6980), as torch.optim.Adam."""
 
@@ -34,4 +43,5 @@ class Adam(Component):
             betas=(training.adam_beta1, training.adam_beta2),
             eps=training.adam_epsilon,
             amsgrad=params.amsgrad,
+            fused=has_fused_step(groups) or None,
         )

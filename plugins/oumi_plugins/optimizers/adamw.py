@@ -1,4 +1,4 @@
-"""AdamW, plain and fused."""
+"""AdamW."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Any
 
 from oumi_kernel import Component, hookimpl
 from oumi_kernel.contracts import Run
-from oumi_plugins.optimizers.adam import AdamParams
+from oumi_plugins.optimizers.adam import AdamParams, has_fused_step
 
 
 class AdamW(Component):
-    """AdamW (arXiv 1711.05101), as torch.optim.AdamW."""
+    """AdamW (arXiv 1711.05101), as torch.optim.AdamW; all of a step in one kernel where the device has it."""
 
     params_type = AdamParams
     without_effect = {"training.sgd_momentum": "it is for SGD."}
-    fused = False
 
     @hookimpl
     def oumi_build_optimizer(self, params: AdamParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:
@@ -29,11 +28,5 @@ class AdamW(Component):
             betas=(training.adam_beta1, training.adam_beta2),
             eps=training.adam_epsilon,
             amsgrad=params.amsgrad,
-            fused=self.fused or None,
+            fused=has_fused_step(groups) or None,
         )
-
-
-class FusedAdamW(AdamW):
-    """AdamW with all of a step in one kernel, on CPU and GPU; the fastest of torch's."""
-
-    fused = True

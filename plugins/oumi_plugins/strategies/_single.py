@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from oumi_kernel import CheckpointError, ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.contracts import Prepared, Run
+from oumi_plugins.strategies._cpu import faster_matmul, keep_freed_memory, restore_matmul
 
 TENSORS = "optimizer.safetensors"
 SCALARS = "optimizer.json"
@@ -37,6 +38,7 @@ class SingleStrategy:
         dtypes = {MixedPrecisionDtype.BF16: torch.bfloat16, MixedPrecisionDtype.FP16: torch.float16}
         self._dtype = dtypes.get(precision)
         self._scaler = torch.amp.GradScaler(enabled=precision is MixedPrecisionDtype.FP16)
+        self._matmul: str | None = None
         self._prepared = Prepared(model=None, optimizer=None, scheduler=None)
 
     def setup(self) -> None:
@@ -47,6 +49,9 @@ class SingleStrategy:
         torch.manual_seed(seed)
         deterministic = self._training.use_deterministic or self._training.full_determinism
         torch.use_deterministic_algorithms(deterministic)
+        if self.device.type == "cpu":
+            self._matmul = faster_matmul()
+            keep_freed_memory()
 
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
         """Move the model to the device, then build the optimizer over its parameters there."""
@@ -57,7 +62,10 @@ class SingleStrategy:
 
     def place(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the batch on the device."""
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        return {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Return autocast to the mixed precision, or nothing."""
@@ -152,7 +160,8 @@ class SingleStrategy:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def close(self) -> None:
-        """Do nothing: there is no process group."""
+        """Put back the way in which matrices are multiplied; there is no process group."""
+        restore_matmul(self._matmul)
 
 
 def _names(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:

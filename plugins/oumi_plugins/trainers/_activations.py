@@ -40,8 +40,14 @@ class Activations(msgspec.Struct, frozen=True, kw_only=True):
         return max(0, round(self.fixed + self.per_token * tokens + self.per_pair * squares))
 
 
-def activations_of(skeleton: Any, training: TrainingParams) -> Activations | str:
-    """Return what a model keeps; or why that cannot be counted."""
+def activations_of(skeleton: Any, training: TrainingParams, *, attention: str | None) -> Activations | str:
+    """Return what a model keeps; or why that cannot be counted.
+
+    Args:
+        skeleton: The model on the device `meta`.
+        training: Number format, and whether activations are computed again.
+        attention: The implementation of attention to count with; None: the model's.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = DTYPES.get(training.mixed_precision_dtype)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -51,7 +57,9 @@ def activations_of(skeleton: Any, training: TrainingParams) -> Activations | str
             return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
     try:
-        model = filled(skeleton, empty).train()
+        model: Any = filled(skeleton, empty).train()
+        if attention is not None:
+            model.set_attn_implementation(attention)
         with mode:
             counts = [
                 _kept(model, length, torch.autocast(device, dtype) if dtype else nullcontext(), device)

@@ -1,10 +1,14 @@
-"""Batches on the host: of an epoch of training in its order, and of a split that is evaluated."""
+"""Batches on the host, laid out as the model reads them: of an epoch of training, and of a split that is evaluated.
+
+Nothing reads ahead here: a GPU works through a step while the host makes the next batch, and worker processes
+(`dataloader_num_workers`) make theirs ahead.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +17,29 @@ from torch.utils.data import DataLoader
 from oumi_kernel.contracts import Session
 from oumi_plugins.trainers._order import OrderedBatches
 
-Batch = Mapping[str, torch.Tensor]
+Batch = tuple[dict[str, Any], int]
+"""A batch as the model reads it, and its supervised tokens."""
+
+Supervise = Callable[[Mapping[str, torch.Tensor]], Batch]
+
+
+class Collate:
+    """A collator, and the layout of what it returns: both done where examples are read."""
+
+    def __init__(self, collator: Callable[[Sequence[Any]], Mapping[str, torch.Tensor]], supervise: Supervise) -> None:
+        self._collator, self._supervise = collator, supervise
+
+    def __call__(self, examples: Sequence[Any]) -> Batch:
+        """Return the batch of some examples."""
+        return self._supervise(self._collator(examples))
 
 
 class Batches:
     """The loaders of a session; each is made once, so that workers can live on between epochs."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, supervise: Supervise) -> None:
         self._session, self._training = session, session.run.config.training
+        self._supervise = supervise
         # A loader draws its workers' seed from a generator; one of its own leaves the global state alone.
         self._generator = torch.Generator()
         self._loaders: dict[str, DataLoader[Any]] = {}
@@ -57,7 +76,10 @@ class Batches:
             if workers:
                 options |= {"num_workers": workers, "prefetch_factor": training.dataloader_prefetch_factor}
                 options["persistent_workers"] = training.dataloader_persistent_workers
-            options |= {"collate_fn": self._session.collators[split], "generator": self._generator}
+            options |= {
+                "collate_fn": Collate(self._session.collators[split], self._supervise),
+                "generator": self._generator,
+            }
             options["pin_memory"] = torch.cuda.is_available()
             self._loaders[split] = DataLoader(examples, **options)  # pyright: ignore[reportArgumentType]
         return self._loaders[split]

@@ -10,8 +10,8 @@ With `P` the model's parameters (tied ones once) and `T` those that train:
   tensors without storage (torch's `FakeTensorMode`) at three lengths; through these goes `a + b n + c n^2`. A
   micro-batch keeps `a + b sum(n) + c sum(n^2)` over its rows, which are not padded; the largest micro-batch of the
   first epoch counts. With gradient checkpointing: the layers' inputs, and one layer in full.
-- logits: of `LOGITS_TOKENS` supervised tokens at a time, float32, `LOGITS_COPIES` times: logits, their log-softmax,
-  and the gradient.
+  Where the configuration names no attention, rows that are short enough have their scores written out on a CPU.
+- logits: one chunk in float32 (see `_cross_entropy`), and the gradient of the head, which is made with the loss.
 
 At the peak, weights and optimizer state are there, and the larger of activations with logits (at the end of a forward
 pass) and gradients (at the end of a backward pass); with gradient accumulation the gradients of earlier micro-batches
@@ -35,11 +35,10 @@ from oumi_kernel.config import TrainingParams
 from oumi_kernel.contracts import Session
 from oumi_kernel.rehearsal import Amount, Estimate
 from oumi_plugins.trainers._activations import Activations, activations_of
+from oumi_plugins.trainers._attention import LONGEST_EXPLICIT
+from oumi_plugins.trainers._cross_entropy import chunk_of
 from oumi_plugins.trainers._free import free_memory
 from oumi_plugins.trainers._preview import micro_batches
-
-LOGITS_TOKENS = 1024
-LOGITS_COPIES = 3
 
 
 def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Sequence[str]) -> Estimate:
@@ -58,9 +57,9 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
     state = _optimizer_bytes(session, parameters)
     lengths = _lengths(session.examples["train"])
     tokens, squares = _largest(lengths, training)
-    kept = activations_of(skeleton, training)
+    kept = activations_of(skeleton, training, attention=_attention(session, int(lengths.max())))
     activations = kept.of(tokens, squares) if isinstance(kept, Activations) else None
-    logits = min(LOGITS_TOKENS, tokens) * _vocabulary(skeleton) * 4 * LOGITS_COPIES
+    chunk, logits = _logits(skeleton, tokens)
     accumulates = training.gradient_accumulation_steps > 1
     forward, backward = (activations or 0) + logits, gradients
     working = gradients + forward if accumulates else max(forward, backward)
@@ -76,7 +75,7 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
             Amount(what="gradients", bytes=gradients, how="parameters that train"),
             Amount(what="optimizer state", bytes=state, how="as a step on a small model left it"),
             Amount(what="activations", bytes=activations, how=_how(kept, tokens)),
-            Amount(what="logits", bytes=logits, how=f"{min(LOGITS_TOKENS, tokens):,} tokens at a time, float32"),
+            Amount(what="logits", bytes=logits, how=f"{chunk:,} tokens at a time, and the head's gradient"),
         ),
         peak_bytes=peak,
         free_bytes=free,
@@ -150,9 +149,18 @@ def _how(kept: Activations | str, tokens: int) -> str:
     return f"{tokens:,} tokens of the largest micro-batch" + (", recomputed by layer" if kept.recomputed else "")
 
 
-def _vocabulary(model: Any) -> int:
-    head = model.get_output_embeddings()
-    return int(model.config.vocab_size if head is None else head.weight.shape[0])
+def _logits(model: Any, tokens: int) -> tuple[int, int]:
+    """Return (positions, bytes) of a chunk of logits, the bytes with the gradient of a head that trains."""
+    weight = model.get_output_embeddings().weight
+    positions = min(tokens, chunk_of(len(weight)))
+    return positions, 4 * (positions * len(weight) + (weight.numel() if weight.requires_grad else 0))
+
+
+def _attention(session: Session, longest: int) -> str | None:
+    """Return the implementation of transformers that keeps what ours does; None where the configuration names one."""
+    if session.run.config.model.attn_implementation is not None:
+        return None
+    return "eager" if longest <= LONGEST_EXPLICIT and not torch.cuda.is_available() else "sdpa"
 
 
 def _bytes(tensors: Sequence[torch.Tensor]) -> int:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 import torch
-from torch import nn
 
 from oumi_kernel import ConfigError, NumericsError, Problem, StopRequested
 from oumi_kernel.config import MixedPrecisionDtype, Moments
@@ -32,15 +32,23 @@ CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "de
 class Objective(Protocol):
     """What a training method gives to the loop."""
 
-    def supervise(self, batch: Batch) -> tuple[Batch, int]:
-        """Return a batch on the host with what the loss needs of it, and its supervised tokens."""
+    def begin(self, session: Session) -> None:
+        """Get to know the model of the session, before anything else is asked."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    def compile(self) -> None:
+        """Compile what computes most."""
+        ...
+
+    def supervise(self, batch: Mapping[str, torch.Tensor]) -> Batch:
+        """Return a collated batch on the host as the model reads it, `tokens` among it, and its supervised tokens."""
+        ...
+
+    def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return the sum of token losses of such a batch on the device, a float32 scalar."""
         ...
 
-    def token_losses(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def token_losses(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return losses, predictions and labels of the supervised positions, each (tokens,)."""
         ...
 
@@ -60,7 +68,8 @@ class Loop:
         self.session, self.objective = session, objective
         self.training, self.plan = session.run.config.training, session.plan
         self.model, self.strategy = session.prepared.model, session.strategy
-        self.batches, self.checkpoints = Batches(session), Checkpoints(session, keep)
+        objective.begin(session)
+        self.batches, self.checkpoints = Batches(session, objective.supervise), Checkpoints(session, keep)
         self.progress = Progress(order=self.batches.order_follows_from)
         self.loss_sum = self.norm = torch.zeros((), dtype=torch.float32)
         self.rate = 0.0
@@ -99,10 +108,9 @@ class Loop:
         """Do what `train` does before its first step, but read no weights; return what there is to say about it."""
         self._prepare_model()
         found = self.checkpoints.find(self.progress.order)
-        batches = [self.batches.of("validation")] if self._evaluates() else []
-        for batch in (*next(self.batches.windows(0, 0)), *(next(iter(of_split)) for of_split in batches)):
-            self.objective.supervise(batch)
-        if batches:
+        next(self.batches.windows(0, 0))
+        if self._evaluates():
+            next(iter(self.batches.of("validation")))
             self.session.build_metrics()
         return [f"goes on from {found[0]}, step {found[1].step} of {self.plan.total_steps}."] if found else []
 
@@ -112,10 +120,10 @@ class Loop:
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
         with torch.no_grad():
-            for batch in self.batches.of("validation"):
-                placed = self.strategy.place(self.objective.supervise(batch)[0])
+            for batch, _ in self.batches.of("validation"):
+                placed = self.strategy.place(batch)
                 with self.strategy.forward_context():
-                    losses, predictions, labels = self.objective.token_losses(self.model, placed)
+                    losses, predictions, labels = self.objective.token_losses(placed)
                 sums += torch.tensor([float(losses.double().sum()), len(labels)], dtype=torch.float64)
                 for metric in metrics:
                     metric.update(Seen(losses, predictions, labels))
@@ -135,7 +143,7 @@ class Loop:
         if training.enable_gradient_checkpointing:
             self._checkpoint_activations({"use_reentrant": False} | training.gradient_checkpointing_kwargs)
         if training.compile:
-            self.model.compile()
+            self.objective.compile()
         if training.log_model_summary:
             _log.info("%s", self.model)
         self.model.train()
@@ -166,17 +174,16 @@ class Loop:
                     return
 
     def _step(self, window: list[Batch]) -> None:
-        supervised = [self.objective.supervise(batch) for batch in window]
-        count = sum(tokens for _, tokens in supervised)
+        count = sum(supervised for _, supervised in window)
         total = self.strategy.reduce_sum(torch.tensor(count))
-        for index, (batch, _) in enumerate(supervised):
+        for index, (batch, _) in enumerate(window):
             placed = self.strategy.place(batch)
             with self.strategy.backward_context(last=index == len(window) - 1):
                 with self.strategy.forward_context():
-                    loss = self.objective.loss(self.model, placed)
+                    loss = self.objective.loss(placed)
                 self.strategy.backward(loss / total)
             self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
-            self.progress.tokens += int(batch["attention_mask"].sum())
+            self.progress.tokens += batch["tokens"]
         self.rate = self.session.prepared.scheduler.get_last_lr()[0]
         self.norm = self.strategy.step(self.training.max_grad_norm or None)
         self.progress.loss_count += count

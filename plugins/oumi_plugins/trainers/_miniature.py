@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
+
+from oumi_kernel.contracts import Session
+from oumi_plugins.trainers._layout import flat
 
 SIDES = {0: (), 1: (61,), 2: (67, 71), 3: (17, 19, 23)}
 """Dimensions -> shape of a small parameter: different primes, by which a dimension is known again in the state of an
 optimizer; a matrix has more than 4,096 elements, as libraries of 8-bit optimizers keep smaller ones in 32 bits."""
 OTHER_SIDES = (2, 3, 5, 7, 11, 13)
+
+
+class Unasked:
+    """The objective of a rehearsal (see `_loop.Objective`): batches are laid out, but a miniature computes nothing."""
+
+    def __init__(self, ignore: int) -> None:
+        self._ignore = ignore
+
+    def begin(self, session: Session) -> None:
+        """Do not ask the model how it computes losses: it has no weights."""
+
+    def compile(self) -> None:
+        """Compile nothing."""
+
+    def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], int]:
+        """Return a collated batch, laid end to end, and its supervised tokens."""
+        laid = flat(batch, self._ignore)
+        return laid, len(laid["predicting"])
+
+    def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Raise: there is no loss without weights."""
+        raise NotImplementedError
+
+    def token_losses(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Raise: there is no loss without weights."""
+        raise NotImplementedError
 
 
 def miniature(skeleton: nn.Module) -> nn.Module:

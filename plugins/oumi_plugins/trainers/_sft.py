@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from oumi_kernel import DataError
+from oumi_kernel import ConfigError, DataError, Problem
 from oumi_kernel.config import TrainTarget
 from oumi_kernel.contracts import Plan, Row, Run, Session, Summary
+from oumi_kernel.plugins.slots import filled_splits
 from oumi_kernel.rehearsal import Estimate, Lengths, PreviewedExample, token_view
 from oumi_plugins.trainers._conversations import Renderer
 from oumi_plugins.trainers._estimate import estimate
 from oumi_plugins.trainers._examples import Examples, Report
+from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._loop import Loop
-from oumi_plugins.trainers._miniature import miniature
+from oumi_plugins.trainers._miniature import Unasked, miniature
 from oumi_plugins.trainers._order import epoch_order
 from oumi_plugins.trainers._parameters import parameter_groups
 from oumi_plugins.trainers._preview import lengths_of, previews, tokens_of
@@ -103,7 +104,7 @@ class SftTrainer:
 
     def rehearse(self, session: Session, skeleton: nn.Module) -> Estimate:
         """Do what training does before its first step, and estimate what it needs."""
-        notes = Loop(session, self, self._params.save_total_limit).rehearse()
+        notes = Loop(session, Unasked(self._ignore), self._params.save_total_limit).rehearse()
         return estimate(session, skeleton, self._params.save_total_limit, notes)
 
     def train(self, session: Session) -> Summary:
@@ -116,33 +117,39 @@ class SftTrainer:
         """Evaluate the validation split."""
         return Loop(session, self, None).evaluate() or {}
 
-    def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int]:
-        """Return a batch with its supervised positions instead of labels, and their number.
+    def begin(self, session: Session) -> None:
+        """Ask the model how it computes the losses of a batch, and say so where batches must be padded.
 
-        Worked out on the host: a mask on the device would have to be waited for. `predicting`, int64 (supervised,),
-        are the positions, counted through rows of `tokens`, whose next token is `targets`, int64 (supervised,).
+        Raises:
+            ConfigError: Packs are asked for, and the model would read across their borders.
         """
-        labels_BT = torch.full_like(batch["labels"], self._ignore)  # noqa: N806 - B batch, T tokens
-        labels_BT[:, :-1] = batch["labels"][:, 1:]
-        labels = labels_BT.flatten()
-        predicting = (labels != self._ignore).nonzero().squeeze(1)
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return inputs | {"predicting": predicting, "targets": labels[predicting]}, len(predicting)
+        forward = Forward(session.prepared.model, ignore=self._ignore, smoothing=self._params.label_smoothing_factor)
+        forward.choose(self._run.config.model.attn_implementation, session.strategy.forward_context)
+        self._forward = forward
+        if forward.is_flat:
+            return
+        packed = [name for name, split in filled_splits(self._run.config) if split.pack]
+        if packed:
+            message = f"this model cannot keep packed examples apart: {forward.why_padded}."
+            hint = "Set pack: false, or attn_implementation: null, sdpa or eager of a model without recurrent layers."
+            raise ConfigError(Problem(code="not-served", path=f"data.{packed[0]}.pack", message=message, hint=hint))
+        _log.info("batches are padded: %s", forward.why_padded)
 
-    def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def compile(self) -> None:
+        """Compile the model."""
+        self._forward.compile()
+
+    def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], int]:
+        """Return a collated batch on the host as the model reads it, and its supervised tokens."""
+        return self._forward.supervise(batch)
+
+    def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return the sum of the negative log-likelihoods of the supervised tokens, in nats, float32."""
-        losses, _, _ = self.token_losses(model, batch)
-        return losses.sum()
+        return self._forward.loss(batch)
 
-    def token_losses(
-        self, model: nn.Module, batch: Mapping[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def token_losses(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (losses float32, predictions int64, labels int64) of the supervised positions, each (tokens,)."""
-        logits_BTV = model(  # noqa: N806 - B batch, T tokens, V vocabulary
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).logits
-        logits, targets = logits_BTV.flatten(0, 1)[batch["predicting"]].float(), batch["targets"]
-        return F.cross_entropy(logits, targets, reduction="none"), logits.detach().argmax(-1), targets
+        return self._forward.token_losses(batch)
 
     def _log_first_batch(self, session: Session) -> None:
         examples, training = session.examples["train"], self._run.config.training

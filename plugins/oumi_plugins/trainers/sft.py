@@ -6,7 +6,7 @@ from typing import Any
 
 from oumi_kernel import Component, Params, hookimpl
 from oumi_kernel.contracts import Run, Trainer
-from oumi_kernel.schema import PositiveInt
+from oumi_kernel.schema import Fraction, PositiveInt
 
 _NOT_YET = "no component does this yet."
 
@@ -16,6 +16,9 @@ class SftParams(Params):
 
     max_length: PositiveInt | None = None
     """Longest example, in tokens; longer ones are cut. Null: `model.model_max_length`."""
+
+    label_smoothing_factor: Fraction = 0.0
+    """Share of each target's probability that is spread over the whole vocabulary in training; evaluation has none."""
 
     save_total_limit: PositiveInt | None = None
     """Newest checkpoints to keep. Null: all."""
