@@ -27,13 +27,13 @@ class Activations(msgspec.Struct, frozen=True, kw_only=True):
         fixed: Bytes that do not depend on the rows, such as copies of weights in a smaller number format.
         per_token: Bytes of a token.
         per_pair: Bytes of a pair of tokens of one row, where attention keeps its scores.
-        recomputed: Whether all but the layers' inputs is computed again, a layer at a time.
+        again: Where all but the layers' inputs is computed again in the backward pass: what one layer then keeps.
     """
 
     fixed: float
     per_token: float
     per_pair: float
-    recomputed: bool = False
+    again: Activations | None = None
 
     def of(self, tokens: int, squares: int) -> int:
         """Return the bytes of a micro-batch, from its tokens and the sum of its rows' squared lengths."""
@@ -104,10 +104,7 @@ def _recomputed(found: Activations, model: Any) -> Activations:
     if not layers:
         return found
     width = model.get_input_embeddings().weight
+    one = Activations(fixed=0.0, per_token=found.per_token / layers, per_pair=found.per_pair / layers)
     inputs = layers * width.shape[-1] * width.element_size()
-    return Activations(
-        fixed=found.fixed,  # autocast keeps its copies of weights to the end of the forward pass
-        per_token=found.per_token / layers + inputs,
-        per_pair=found.per_pair / layers,
-        recomputed=True,
-    )
+    # autocast keeps its copies of weights to the end of the forward pass
+    return Activations(fixed=found.fixed, per_token=one.per_token + inputs, per_pair=one.per_pair, again=one)

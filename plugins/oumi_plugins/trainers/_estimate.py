@@ -14,9 +14,9 @@ With `P` the model's parameters (tied ones once) and `T` those that train:
 - logits: one chunk in float32 (see `_cross_entropy`), and the gradient of the head, which is made with the loss.
 
 At the peak, weights and optimizer state are there, and the larger of activations with logits (at the end of a forward
-pass) and gradients (at the end of a backward pass); with gradient accumulation the gradients of earlier micro-batches
-are there as well. A checkpoint is written from a copy of the weights or of the optimizer's state, when there are no
-activations.
+pass) and gradients (at the end of a backward pass, with a layer that is computed again); with gradient accumulation
+the gradients of earlier micro-batches are there as well. A checkpoint is written from a copy of the weights or of the
+optimizer's state, when there are no activations.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
     activations = kept.of(tokens, squares) if isinstance(kept, Activations) else None
     chunk, logits = _logits(skeleton, tokens)
     accumulates = training.gradient_accumulation_steps > 1
-    forward, backward = (activations or 0) + logits, gradients
+    again = kept.again.of(tokens, squares) if isinstance(kept, Activations) and kept.again else 0
+    forward, backward = (activations or 0) + logits, gradients + again
     working = gradients + forward if accumulates else max(forward, backward)
     peak = weights + (state or 0) + max(working, _saving(training, weights, state or 0))
     device, free = free_memory()
@@ -146,7 +147,7 @@ def _disk(session: Session, weights: int, state: int, keep: int | None) -> list[
 def _how(kept: Activations | str, tokens: int) -> str:
     if isinstance(kept, str):
         return f"not known: {kept}"
-    return f"{tokens:,} tokens of the largest micro-batch" + (", recomputed by layer" if kept.recomputed else "")
+    return f"{tokens:,} tokens of the largest micro-batch" + (", recomputed by layer" if kept.again else "")
 
 
 def _logits(model: Any, tokens: int) -> tuple[int, int]:
