@@ -94,8 +94,11 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
         learning_rate: The rate that this step used.
         tokens: Tokens that the model has read since the run began, without padding.
         tokens_per_second: Such tokens per second since the last record with a loss.
-        loss: Mean loss per supervised token since the last record with a loss; None between logging steps.
-        grad_norm: Norm of the gradient before clipping; None between logging steps, and where nothing clips.
+        loss: Mean loss per supervised token of the steps taken since the last record with a loss; nan if none was;
+            None between logging steps.
+        grad_norm: Norm of the gradient before clipping, not finite if this step was not taken; None between logging
+            steps.
+        skipped: Steps since the run began that were not taken, because loss or gradient was not finite.
     """
 
     step: int
@@ -105,6 +108,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_second: float | None = None
     loss: float | None = None
     grad_norm: float | None = None
+    skipped: int = 0
 
 
 class EvaluationBatch(Protocol):
@@ -179,11 +183,19 @@ class Strategy(Protocol):
         """Add the gradient of `loss`, a scalar that is already divided by the step's supervised tokens."""
         ...
 
-    def step(self, max_norm: float | None) -> Any:
+    def step(self, max_norm: float | None, loss: Any = None) -> Any:
         """Clip to `max_norm` (None: do not), step optimizer and schedule, clear gradients.
 
+        Where the gradient or `loss` is not finite, on any process, weights and optimizer stay as they are, and only
+        the schedule moves. No process should wait for its device to find that out.
+
+        Args:
+            max_norm: Norm to which the whole gradient is clipped.
+            loss: This process's part of the step's loss, a scalar tensor on the device; None: it is not looked at.
+
         Returns:
-            The norm of the whole gradient before clipping, as a scalar tensor on the device.
+            The norm of the whole gradient before clipping, as a scalar tensor on the device; not finite, on every
+            process, where no step was taken.
         """
         ...
 

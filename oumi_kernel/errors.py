@@ -6,8 +6,8 @@ and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -62,9 +62,14 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OumiError(Exception):
-    """The base of every error that the user can act on."""
+    """The base of every error that the user can act on. `details` go into `failure.json`, for machines."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, details: Mapping[str, Any] | None = None) -> None:
+        """Take what people read, and what machines do."""
+        super().__init__(message)
+        self.details: Mapping[str, Any] = details or {}
 
 
 class ConfigError(OumiError):

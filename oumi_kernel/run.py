@@ -197,12 +197,14 @@ def _placed(problem: Problem, loaded: LoadedConfig) -> Problem:
 
 def _report_failure(kernel: Kernel, run: Run, error: BaseException) -> None:
     """Tell observers and write `failure.json`; never hide the error that is on its way."""
-    record = {
+    record: dict[str, Any] = {
         "error": type(error).__name__,
         "message": str(error),
         "rank": run.world.rank,
         "exit_code": error.exit_code if isinstance(error, OumiError) else 1,
     }
+    if isinstance(error, OumiError) and error.details:
+        record["details"] = error.details
     try:
         kernel.train_error(run, error)
         write_json(run.output_dir / "failure.json", record)

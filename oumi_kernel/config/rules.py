@@ -163,13 +163,38 @@ def bfloat16_weights_lose_small_updates(config: TrainingConfig) -> Iterator[Prob
         yield Problem(code="rule", path="model.torch_dtype_str", message=message, hint=hint, severity="warning")
 
 
-def prefetching_needs_workers(config: TrainingConfig) -> Iterator[Problem]:
-    """Without worker processes nobody makes batches ahead."""
-    training = config.training
-    if training.dataloader_prefetch_factor is not None and training.dataloader_num_workers == 0:
-        message = "no effect while training.dataloader_num_workers is 0."
-        path = "training.dataloader_prefetch_factor"
-        yield Problem(code="rule", path=path, message=message, severity="warning")
+def keys_wait_for_their_switch(config: TrainingConfig) -> Iterator[Problem]:
+    """What only refines another key does nothing while that one is off; nobody should believe otherwise."""
+    training, model = config.training, config.model
+    workers, checkpointing = "dataloader_num_workers is 0", "enable_gradient_checkpointing is false"
+    idle = {
+        "training.dataloader_prefetch_factor": (training.dataloader_num_workers == 0, f"training.{workers}"),
+        "training.dataloader_persistent_workers": (training.dataloader_num_workers == 0, f"training.{workers}"),
+        "training.gradient_checkpointing_kwargs": (
+            not training.enable_gradient_checkpointing,
+            f"training.{checkpointing}",
+        ),
+        "training.logging_dir": (not training.enable_tensorboard, "training.enable_tensorboard is false"),
+        "training.metrics_kwargs": (training.metrics_function is None, "training.metrics_function is null"),
+        "model.kernel_kwargs": (not model.enable_liger_kernel, "no kernel is on"),
+    }
+    for path, (is_off, reason) in idle.items():
+        section, _, key = path.rpartition(".")
+        if is_off and getattr(getattr(config, section), key):
+            yield _idle(path, reason)
+
+
+def seeds_need_something_random(config: TrainingConfig) -> Iterator[Problem]:
+    """A dataset that is not shuffled and a split that is not mixed have one order."""
+    for name, split in _splits(config):
+        is_mixed = any(dataset.mixture_proportion is not None for dataset in split.datasets)
+        if split.datasets and not is_mixed and split.seed is not None:
+            yield _idle(f"data.{name}.seed", "no dataset has a mixture_proportion")
+        if split.datasets and not is_mixed and split.mixture_strategy != "first_exhausted":
+            yield _idle(f"data.{name}.mixture_strategy", "no dataset has a mixture_proportion")
+        for index, dataset in enumerate(split.datasets):
+            if dataset.seed is not None and not dataset.shuffle:
+                yield _idle(f"data.{name}.datasets[{index}].seed", "shuffle is false")
 
 
 def warm_up_is_given_once(config: TrainingConfig) -> Iterator[Problem]:
@@ -197,7 +222,8 @@ RULES: tuple[Rule, ...] = (
     quantised_shards_have_one_dtype,
     rewards_are_for_grpo,
     bfloat16_weights_lose_small_updates,
-    prefetching_needs_workers,
+    keys_wait_for_their_switch,
+    seeds_need_something_random,
     warm_up_is_given_once,
 )
 
@@ -226,6 +252,10 @@ def _spelling(name: str) -> str:
 def _splits(config: TrainingConfig) -> Iterator[tuple[str, DatasetSplitParams]]:
     for name in config.data.__struct_fields__:
         yield name, getattr(config.data, name)
+
+
+def _idle(path: str, reason: str) -> Problem:
+    return Problem(code="rule", path=path, message=f"no effect while {reason}.", severity="warning")
 
 
 def _error(path: str, message: str, *, hint: str = "") -> Problem:

@@ -139,19 +139,20 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, load {load} at the start"
 
 
-def versions(peers_python: str) -> str:
+def versions(peers_python: str | None = None) -> str:
     """Return the versions of what is compared, ours and the peers'."""
     code = (
         "import json, sys\nfrom importlib.metadata import version, PackageNotFoundError\nfound = {}\n"
         "for name in sys.argv[1:]:\n    try: found[name] = version(name)\n    except PackageNotFoundError: pass\n"
         "print(json.dumps(found))"
     )
-    texts = []
-    for who, python in (("ours", sys.executable), ("peers", peers_python)):
-        command = [python, "-c", code, "oumi-kernel", *LIBRARIES]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        texts.append(f"{who}: {', '.join(f'{name} {number}' for name, number in found.items())}")
-    return f"Python {platform.python_version()}; {'; '.join(texts)}"
+    texts = [f"Python {platform.python_version()}"]
+    for who, python in {"ours": sys.executable, "peers": peers_python}.items():
+        if python:
+            command = [python, "-c", code, "oumi-kernel", *LIBRARIES]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            texts.append(f"{who}: {', '.join(f'{name} {number}' for name, number in found.items())}")
+    return "; ".join(texts)
 
 
 if __name__ == "__main__":

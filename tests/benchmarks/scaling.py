@@ -27,10 +27,11 @@ STEP_TOKENS = 4096
 def main() -> None:
     """Run both series and print their tables."""
     given = parse_arguments()
+    machine = report.machine()
     results = {"rows": by_rows(given), "lengths": by_length(given)}
     (given.work / "scaling.json").write_text(json.dumps(results, indent=1))
     command = " ".join(["python -m tests.benchmarks.scaling", *sys.argv[1:]])
-    sys.stdout.write(f"`{command}`\n\n{report.machine()}. {report.versions(sys.executable)}.\n\n")
+    sys.stdout.write(f"`{command}`\n\n{machine}. {report.versions()}.\n\n")
     sys.stdout.write(table("times the rows", results["rows"]) + "\n")
     sys.stdout.write(table("tokens a row", results["lengths"]))
 
@@ -63,21 +64,16 @@ def train(given: argparse.Namespace, name: int, *, rows: int, batch: int, length
 
 
 def table(what: str, runs: Sequence[dict]) -> str:
-    """Return a table; a cost per token of 1.00 in the last columns is growth in proportion to the tokens."""
-    head = (
-        what,
-        "rows",
-        "tokens",
-        "tokens/CPU s",
-        "run CPU s",
-        "peak MB",
-        "steps' cost per token",
-        "run's cost per token",
-    )
+    """Return a table: where cost grows with the tokens, the last two columns are the same in every row.
+
+    "steps" is the cost of a token between the first step and the last; "run" that of the tokens which a run has more
+    than the one above it, their preparation included.
+    """
+    head = (what, "rows", "tokens", "tokens/CPU s", "run CPU s", "peak MB", "steps, CPU ms/token", "run, CPU ms/token")
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    first = runs[0]
-    for run in runs:
-        whole = (run["run_cpu_seconds"] / run["tokens"]) / (first["run_cpu_seconds"] / first["tokens"])
+    for above, run in zip([None, *runs], runs, strict=False):
+        more = run["tokens"] - above["tokens"] if above else 0
+        seconds = run["run_cpu_seconds"] - above["run_cpu_seconds"] if above else 0.0
         cells = [
             f"{run['name']:,}",
             f"{run['rows']:,}",
@@ -85,8 +81,8 @@ def table(what: str, runs: Sequence[dict]) -> str:
             f"{run['tokens_per_cpu_second']:.0f}",
             f"{run['run_cpu_seconds']:.1f}",
             f"{run['peak_megabytes']:.0f}",
-            f"{first['tokens_per_cpu_second'] / run['tokens_per_cpu_second']:.2f}",
-            f"{whole:.2f}",
+            f"{1000 / run['tokens_per_cpu_second']:.3f}",
+            f"{1000 * seconds / more:.3f}" if more else "-",
         ]
         lines.append(" | ".join(cells))
     return "".join(f"| {line} |\n" for line in lines)

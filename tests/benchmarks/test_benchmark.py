@@ -9,7 +9,7 @@ import sys
 import pytest
 import transformers
 
-from tests.benchmarks import held_out, materials, report
+from tests.benchmarks import held_out, materials, report, scaling
 from tests.benchmarks.measure import Step, Watched, environment_for, rates, watch
 from tests.benchmarks.variants import VARIANTS, Job, prepare
 
@@ -133,3 +133,15 @@ def test_a_run_that_failed_has_no_ratio() -> None:
     runs = {"trainer": runs_of([9.0], 6.0), "ours": [{"error": "a\nValueError: too long\nb"}]}
     assert report.problem("ours", runs) == "failed: ValueError: too long"
     assert report.ratio("ours", "trainer", runs, "tokens_per_cpu_second") == "-"
+
+
+def test_the_table_of_growth_shows_what_a_further_token_costs() -> None:
+    """A start of 5 s and 2 ms a token: the second column of costs leaves the start out."""
+    runs = [
+        {"name": times, "rows": 8 * times, "tokens": 1000 * times, "run_cpu_seconds": 5 + 2.0 * times}
+        | {"tokens_per_cpu_second": 500.0, "peak_megabytes": 1.0}
+        for times in (1, 2, 4)
+    ]
+    *_, two, four = scaling.table("times", runs).splitlines()
+    assert two.endswith("| 2.000 | 2.000 |")
+    assert four.endswith("| 2.000 | 2.000 |")

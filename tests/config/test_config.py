@@ -146,7 +146,8 @@ BREACHES = {
         model="  torch_dtype_str: bfloat16\n", fsdp="  enable_fsdp: true\n", peft="  q_lora: true\n"
     ),
     "warm_up_is_given_once": minimal_yaml(training="  warmup_steps: 0\n  warmup_ratio: 0.1\n"),
-    "prefetching_needs_workers": minimal_yaml(training="  dataloader_prefetch_factor: 2\n"),
+    "keys_wait_for_their_switch": minimal_yaml(training="  dataloader_prefetch_factor: 2\n"),
+    "seeds_need_something_random": minimal_yaml(data="    seed: 1\n"),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import random
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from oumi_kernel.contracts import Run
 from oumi_kernel.loading import load_text
 from oumi_plugins.strategies._single import SingleStrategy
+from oumi_plugins.strategies._stepping import step_flagged
 from tests.conftest import minimal_yaml
 
 
@@ -48,6 +51,69 @@ def test_gradients_of_micro_batches_add_up() -> None:
             loss = model(torch.tensor([part], device=how.device)).sum()
         how.backward(loss)
     assert float(how.step(None)) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("where", ["gradient", "loss"])
+def test_a_step_that_is_not_finite_moves_the_schedule_alone(bad: float, where: str) -> None:
+    how = strategy()
+    model = prepared(how)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    how.prepare(model, lambda model: (optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)))
+    norms = []
+    for step in range(3):
+        fails = step == 1
+        factor = bad if fails and where == "gradient" else 1.0
+        how.backward(model(torch.tensor([[3.0, 4.0]], device=how.device)).sum() * factor)
+        before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+        norms.append(float(how.step(1.0, torch.tensor(bad if fails and where == "loss" else 2.0, device=how.device))))
+        after = (model.state_dict(), optimizer.state_dict()["state"])
+        assert same(before, after) == fails
+        assert model.weight.grad is None
+    assert [math.isfinite(norm) for norm in norms] == [True, False, True]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+def same(left, right) -> bool:
+    """Compare trees of tensors."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return all(same(a, b) for a, b in zip(left, right, strict=True)) if isinstance(left, tuple) else left == right
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam])
+def test_a_fused_optimizer_decides_by_the_flag_itself(kind) -> None:
+    """What an accelerator does, where nobody may look at the flag."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = kind([weight], lr=0.1, fused=True)
+    reference = torch.nn.Parameter(torch.ones(3))
+    expected = kind([reference], lr=0.1)
+    for bad in (True, False, True, False):  # the first step of all is one that is not taken
+        weight.grad = torch.full((3,), torch.nan if bad else 0.5)
+        step_flagged(torch.tensor(bad), optimizer)
+        if not bad:
+            reference.grad = torch.full((3,), 0.5)
+            expected.step()
+    torch.testing.assert_close(weight, reference)
+    assert float(optimizer.state[weight]["step"]) == 2
+    assert not hasattr(optimizer, "found_inf")
+
+
+def test_an_overflow_in_fp16_lowers_the_scale_and_nothing_else() -> None:
+    how = strategy()
+    model = prepared(how)
+    how._scaler = torch.amp.GradScaler(how.device.type, init_scale=8.0, growth_interval=1000)
+    inputs = torch.tensor([[3.0, 4.0]], device=how.device)
+    how.backward(model(inputs).sum() * 3e38)
+    assert not math.isfinite(float(how.step(1.0, torch.ones((), device=how.device))))
+    assert torch.equal(model.weight, torch.zeros_like(model.weight))
+    assert how._scaler.get_scale() == 4.0
+    how.backward(model(inputs).sum())
+    assert float(how.step(1.0, torch.ones((), device=how.device))) == pytest.approx(5.0)
+    assert float(model.weight.detach().norm()) == pytest.approx(1.0, rel=1e-5)
+    assert how._scaler.get_scale() == 4.0
 
 
 def test_a_seed_gives_the_same_numbers_everywhere() -> None:

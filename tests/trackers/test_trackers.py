@@ -64,6 +64,7 @@ def test_the_file_of_metrics_has_a_line_for_each_log_entry_and_evaluation(tmp_pa
         "tokens_per_second": 1000.0,
         "loss": 2.0,
         "grad_norm": 0.5,
+        "skipped": 0,
     }
     assert entries(tmp_path)[2] == {"step": 3, "eval_loss": 1.5}
 

@@ -19,7 +19,7 @@ from oumi_kernel.contracts import Run
 from oumi_plugins.models._architecture import matches
 from oumi_plugins.models._names import not_found, revision
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("oumi_plugins.models.model")
 DTYPES = {
     torch.float64: ("f64", "float64", "double"),
     torch.float32: ("f32", "float32", "float"),
@@ -39,6 +39,8 @@ def build_model(
     Raises:
         ConfigError: Its weights cannot be found, or some are missing.
     """
+    if params.model_revision and Path(run.locate(params.model_name)).is_dir():
+        _log.warning("model.model_revision: no effect: '%s' is a folder, which has one state.", params.model_name)
     options = _options(params, arguments)
     with _seeded(run.config.training.seed):
         model = _pretrained(params, run, config, options) if params.load_pretrained_weights else _new(config, options)

@@ -34,8 +34,10 @@ class HF(Component):
         The rest of the section is checked as well, so that a mistake in it is found before data is prepared.
         """
         from oumi_plugins.models._architecture import check_model
+        from oumi_plugins.models._logs import follow
         from oumi_plugins.models._tokenizer import build_tokenizer
 
+        follow(run.config.training)
         tokenizer = build_tokenizer(params, run)
         check_model(params, run)
         return tokenizer

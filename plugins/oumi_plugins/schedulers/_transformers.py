@@ -48,6 +48,8 @@ def build(name: str, params: Params, optimizer: Any, total_steps: int, run: Run)
     warmup = warmup_steps(run.config.training, total_steps)
     try:
         return get_scheduler(name, optimizer, warmup, total_steps, given)
-    except ValueError as error:  # what only the schedule itself can judge, such as an end above the beginning
+    except (ValueError, ZeroDivisionError) as error:
+        # What only the schedule itself can judge, such as an end above the beginning.
         path = "training.lr_scheduler_kwargs"
-        raise ConfigError(Problem(code="rule", path=path, message=f"{name}: {error}.")) from error
+        reason = "a learning_rate of 0 has no shares" if isinstance(error, ZeroDivisionError) else error
+        raise ConfigError(Problem(code="rule", path=path, message=f"{name}: {reason}.")) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from oumi_kernel import Component, Params, hookimpl
+from oumi_kernel import Component, ConfigError, Params, Problem, hookimpl
+from oumi_kernel.config.derived import warmup_steps
 from oumi_kernel.contracts import Run
 from oumi_kernel.schema import NonNegativeFloat, PositiveFloat
 
@@ -26,7 +27,15 @@ class Polynomial(Component):
 
     @hookimpl
     def oumi_build_scheduler(self, params: PolynomialParams, optimizer: Any, total_steps: int, run: Run) -> Any:
-        """Return the schedule."""
+        """Return the schedule.
+
+        Raises:
+            ConfigError: The warm-up leaves no steps to fall.
+        """
         from oumi_plugins.schedulers._transformers import build
 
+        warmup = warmup_steps(run.config.training, total_steps)
+        if warmup >= total_steps:
+            message = f"polynomial: {warmup} steps of warm-up leave none of the run's {total_steps} to fall."
+            raise ConfigError(Problem(code="rule", path="training.lr_scheduler_type", message=message))
         return build("polynomial", params, optimizer, total_steps, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from oumi_kernel import CheckpointError, ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.contracts import Prepared, Run
 from oumi_plugins.strategies._cpu import faster_matmul, keep_freed_memory, restore_matmul
+from oumi_plugins.strategies._stepping import step_unless
 
 TENSORS = "optimizer.safetensors"
 SCALARS = "optimizer.json"
@@ -79,18 +81,20 @@ class SingleStrategy:
         """Add the gradient of the loss."""
         self._scaler.scale(loss).backward()
 
-    def step(self, max_norm: float | None) -> torch.Tensor:
-        """Clip, step and clear; returns the gradient's norm before clipping.
+    def step(self, max_norm: float | None, loss: torch.Tensor | None = None) -> torch.Tensor:
+        """Clip, step and clear; returns the gradient's norm before clipping, not finite where no step was taken.
 
-        In fp16 a gradient that overflowed is no error: the step is left out and the loss scale is lowered.
+        In fp16 the loss scale is lowered then.
         """
         model, optimizer = self._prepared.model, self._prepared.optimizer
         self._scaler.unscale_(optimizer)
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if loss is not None:
+            norm = norm.masked_fill(~torch.isfinite(loss), math.nan)
         if max_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        self._scaler.step(optimizer)
+        step_unless(~torch.isfinite(norm), optimizer)
         self._scaler.update()
         self._prepared.scheduler.step()
         optimizer.zero_grad(set_to_none=True)

@@ -100,7 +100,8 @@ class Progress(Component):
 
 def _describe(record: StepRecord) -> str:
     rate, speed = record.learning_rate, record.tokens_per_second or 0
-    return f"loss {record.loss:.4f}  lr {rate:.2e}  {speed:,.0f} tok/s"
+    skipped = f"  {record.skipped:,} skipped" if record.skipped else ""
+    return f"loss {record.loss:.4f}  lr {rate:.2e}  {speed:,.0f} tok/s{skipped}"
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from oumi_kernel import Component, Params, dump, hookimpl
 from oumi_kernel.contracts import Plan, Run, StepRecord, Summary
 
-FIGURES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch")
+FIGURES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch", "skipped")
 
 
 class WandbParams(Params):

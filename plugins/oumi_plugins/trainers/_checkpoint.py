@@ -40,6 +40,8 @@ class Progress(msgspec.Struct):
         tokens: Tokens read, without padding.
         loss_sum: Sum of token losses since the last log entry.
         loss_count: Supervised tokens since the last log entry.
+        skipped: Steps that were not taken, because loss or gradient was not finite.
+        overflowed: Steps that were not taken, because the gradient overflowed in fp16.
         evaluation_due: Whether the evaluation of this step was broken off.
         order: What the order of samples follows from; the same again is what lets an epoch go on.
     """
@@ -50,6 +52,8 @@ class Progress(msgspec.Struct):
     tokens: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+    skipped: int = 0
+    overflowed: int = 0
     evaluation_due: bool = False
     order: dict[str, int] = {}
 

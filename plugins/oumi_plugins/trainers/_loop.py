@@ -18,11 +18,12 @@ import msgspec
 import torch
 
 from oumi_kernel import ConfigError, NumericsError, Problem, StopRequested
-from oumi_kernel.config import MixedPrecisionDtype, Moments
+from oumi_kernel.config import Moments
 from oumi_kernel.contracts import Session, StepRecord, Summary
 from oumi_plugins.trainers._batches import Batch, Batches
 from oumi_plugins.trainers._checkpoint import Checkpoints, Progress
 from oumi_plugins.trainers._memory import memory_errors
+from oumi_plugins.trainers._numerics import FREE, Attempt, Guard
 from oumi_plugins.trainers._signals import Stop, stop_signals
 
 _log = logging.getLogger("oumi_plugins.trainers.loop")
@@ -64,12 +65,13 @@ class Seen(msgspec.Struct):
 class Loop:
     """Trains a session to the end of its plan."""
 
-    def __init__(self, session: Session, objective: Objective, keep: int | None) -> None:
+    def __init__(self, session: Session, objective: Objective, keep: int | None, allowed: int = 0) -> None:
         self.session, self.objective = session, objective
         self.training, self.plan = session.run.config.training, session.plan
         self.model, self.strategy = session.prepared.model, session.strategy
         objective.begin(session)
         self.batches, self.checkpoints = Batches(session, objective.supervise), Checkpoints(session, keep)
+        self.guard = Guard(session, objective, allowed)
         self.progress = Progress(order=self.batches.order_follows_from)
         self.loss_sum = self.norm = torch.zeros((), dtype=torch.float32)
         self.rate = 0.0
@@ -82,7 +84,7 @@ class Loop:
         """Do the steps of the plan that are left.
 
         Raises:
-            NumericsError: A loss or gradient that was looked at is not finite.
+            NumericsError: More losses or gradients than allowed are not finite, or a weight is not.
             OutOfMemoryError: The device or the host ran out of memory.
             StopRequested: The process was asked to stop; a complete checkpoint was written.
         """
@@ -99,7 +101,6 @@ class Loop:
                 self._evaluate()
             self._steps()
             self._check_finite()
-            self._check_weights()
             if self._evaluates() and self.evaluated_at != self.progress.step:
                 self._evaluate()
         return Summary(steps=self.progress.step, figures=self.figures)
@@ -146,6 +147,8 @@ class Loop:
             self.objective.compile()
         if training.log_model_summary:
             _log.info("%s", self.model)
+        if training.empty_device_cache_steps and not torch.cuda.is_available():
+            _log.warning("training.empty_device_cache_steps: no effect: there is no GPU.")
         self.model.train()
 
     def _checkpoint_activations(self, options: dict[str, Any]) -> None:
@@ -176,6 +179,7 @@ class Loop:
     def _step(self, window: list[Batch]) -> None:
         count = sum(supervised for _, supervised in window)
         total = self.strategy.reduce_sum(torch.tensor(count))
+        before, self.loss_sum = self.loss_sum, torch.zeros_like(self.loss_sum)
         for index, (batch, _) in enumerate(window):
             placed = self.strategy.place(batch)
             with self.strategy.backward_context(last=index == len(window) - 1):
@@ -185,10 +189,16 @@ class Loop:
             self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
             self.progress.tokens += batch["tokens"]
         self.rate = self.session.prepared.scheduler.get_last_lr()[0]
-        self.norm = self.strategy.step(self.training.max_grad_norm or None)
-        self.progress.loss_count += count
-        self.progress.step += 1
-        self.progress.micro_batches += len(window)
+        progress = self.progress
+        progress.loss_count += count
+        progress.step += 1
+        place = {"step": progress.step, "epoch": progress.epoch, "micro_batch": progress.micro_batches}
+        attempt = Attempt(**place, micro_batches=len(window), tokens=count, rate=self.rate)
+        self.norm, taken = self.guard.step(self.loss_sum / total, attempt, progress)
+        self.loss_sum = before.to(taken.device) + torch.where(taken, self.loss_sum, 0)
+        progress.micro_batches += len(window)
+        if taken.device.type in FREE:
+            self._look()
 
     def _after_step(self) -> None:
         progress, training = self.progress, self.training
@@ -199,6 +209,7 @@ class Loop:
             progress.epoch += 1
             progress.micro_batches = 0
         self.session.kernel.step_end(self.session.run, self._record(epoch, epoch_ends=epoch_ends))
+        self.guard.raise_failure()
         step = progress.step
         if training.empty_device_cache_steps and step % training.empty_device_cache_steps == 0:
             torch.cuda.empty_cache()
@@ -212,9 +223,10 @@ class Loop:
         training, progress = self.training, self.progress
         step, tokens = progress.step, progress.tokens
         due = _is_due(training.logging_strategy, step, training.logging_steps, epoch_ends=epoch_ends)
-        if not due and not (step == 1 and training.logging_first_step):
-            return StepRecord(step=step, epoch=epoch, learning_rate=self.rate, tokens=tokens)
-        self._check_finite()
+        skipped = progress.skipped + progress.overflowed
+        if not due and not (step == 1 and training.logging_first_step) and not self.guard.failure:
+            return StepRecord(step=step, epoch=epoch, learning_rate=self.rate, tokens=tokens, skipped=skipped)
+        self._look()
         seconds = max(time.perf_counter() - self.clock, 1e-9)
         speed = (tokens - self.clock_tokens) / seconds
         self.loss_sum, progress.loss_count = torch.zeros_like(self.loss_sum), 0
@@ -227,14 +239,18 @@ class Loop:
             tokens_per_second=speed,
             loss=self.figures["loss"],
             grad_norm=self.figures["grad_norm"],
+            skipped=progress.skipped + progress.overflowed,
         )
 
-    def _check_weights(self) -> None:
-        """Look at every trained weight, before any of them is kept.
+    def _check_finite(self) -> None:
+        """Look at the steps and at every trained weight, before any of them is kept.
 
         Raises:
-            NumericsError: One is not finite: the last step broke what the losses before it could not show.
+            NumericsError: Too many steps were lost, or a weight is not finite: the last step broke what the losses
+                before it could not show.
         """
+        self._look()
+        self.guard.raise_failure()
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise NumericsError(
@@ -242,26 +258,12 @@ class Loop:
                     "Lower the learning rate."
                 )
 
-    def _check_finite(self) -> None:
-        """Look at the loss since the last look and at the last gradient, which waits for the device.
-
-        Done on logging steps, before a checkpoint, and at the end: what is kept is never the model of a lost run.
-
-        Raises:
-            NumericsError: One of them is not finite. In fp16 a gradient may overflow; the strategy leaves its step out.
-        """
-        if not self.progress.loss_count:
-            return
-        loss, norm = float(self.loss_sum) / self.progress.loss_count, float(self.norm)
-        may_overflow = self.training.mixed_precision_dtype is MixedPrecisionDtype.FP16
-        self.figures |= {"loss": loss, "grad_norm": norm}
-        for name, value in (("loss", loss), ("gradient norm", 0.0 if may_overflow else norm)):
-            if not math.isfinite(value):
-                raise NumericsError(
-                    f"the {name} is {value} at step {self.progress.step}, learning rate {self.rate:g}. Lower the "
-                    "learning rate, clip gradients (training.max_grad_norm), or use mixed_precision_dtype: bf16 "
-                    "instead of fp16."
-                )
+    def _look(self) -> None:
+        """Learn of the steps since the last look and of their loss, which waits for the device."""
+        if self.guard.look(self.progress) or self.progress.loss_count:
+            count = self.progress.loss_count
+            loss = float(self.loss_sum) / count if count else math.nan
+            self.figures |= {"loss": loss, "grad_norm": float(self.norm)}
 
     def _evaluates(self) -> bool:
         return "validation" in self.session.examples and self.training.eval_strategy is not Moments.NO
@@ -282,7 +284,6 @@ class Loop:
 
     def _save(self) -> Path:
         self._check_finite()
-        self._check_weights()
         started = time.perf_counter()
         self.progress.loss_sum = float(self.loss_sum)
         folder = self.checkpoints.save(self.progress)

@@ -31,6 +31,7 @@ _log = logging.getLogger("oumi_plugins.trainers.sft")
 IGNORE = -100
 SANE_LENGTH = 1_000_000
 MAX_DROPPED = 0.01
+MAX_SKIPPED = 3
 
 
 class SftTrainer:
@@ -111,7 +112,10 @@ class SftTrainer:
         """Run the loop."""
         if self._run.config.training.log_examples and self._run.world.is_main:
             self._log_first_batch(session)
-        return Loop(session, self, self._params.save_total_limit).train()
+        allowed = self._params.max_skipped_steps
+        allowed = MAX_SKIPPED if allowed is None else allowed
+        allowed = allowed if self._params.on_nonfinite == "skip" else 0
+        return Loop(session, self, self._params.save_total_limit, allowed).train()
 
     def evaluate(self, session: Session) -> Mapping[str, float]:
         """Evaluate the validation split."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from oumi_kernel import Component, Params, hookimpl
 from oumi_kernel.contracts import Run, Trainer
-from oumi_kernel.schema import Fraction, PositiveInt
+from oumi_kernel.schema import Fraction, NonNegativeInt, PositiveInt
 
 _NOT_YET = "no component does this yet."
 
@@ -22,6 +23,17 @@ class SftParams(Params):
 
     save_total_limit: PositiveInt | None = None
     """Newest checkpoints to keep. Null: all."""
+
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: stop ends the run before the step, skip goes on without it."""
+
+    max_skipped_steps: NonNegativeInt | None = None
+    """Steps of the whole run that may be skipped; one more ends it. Null: 3."""
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Refuse a limit of what never happens."""
+        if self.max_skipped_steps is not None and self.on_nonfinite != "skip":
+            yield "max_skipped_steps", "needs on_nonfinite: skip; otherwise no step is skipped."
 
 
 class Sft(Component):
