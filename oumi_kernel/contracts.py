@@ -13,9 +13,11 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from oumi_kernel.config import TrainingConfig, TrainTarget
+from oumi_kernel.stopping import Stop
 
 Row = Mapping[str, Any]
-"""One row of a dataset as its component yields it: `{"messages": [...]}`, `{"text": ...}`, or tokens."""
+"""One row of a dataset as its component yields it: `{"messages": [...]}`, `{"text": ...}`, or tokens (`input_ids`, and
+`labels` where not all of them are trained on). It holds text, numbers, dates, arrays, lists and objects of these."""
 
 
 class World(msgspec.Struct, frozen=True):
@@ -143,7 +145,11 @@ class Collator(Protocol):
     """Turns a list of examples into one batch of tensors."""
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Return at least `input_ids`, `attention_mask` and `labels`, each int64 (batch, tokens)."""
+        """Return at least `input_ids`, `attention_mask` and `labels`, each int64 (batch, tokens).
+
+        An example that is a pack has `lengths`, the tokens of each of its sequences; then there are `position_ids`,
+        int64 (batch, tokens), too, which begin at 0 with each sequence.
+        """
         ...
 
 
@@ -237,6 +243,7 @@ class Session(msgspec.Struct, kw_only=True):
         examples: Split name -> prepared examples.
         collators: Split name -> collator.
         build_metrics: Makes fresh metrics for one evaluation.
+        stop: Whether the process was asked to stop: then a loop leaves a complete checkpoint and raises StopRequested.
     """
 
     run: Run
@@ -248,6 +255,7 @@ class Session(msgspec.Struct, kw_only=True):
     examples: Mapping[str, Sequence[Any]]
     collators: Mapping[str, Collator]
     build_metrics: Callable[[], Sequence[Metric]]
+    stop: Stop = msgspec.field(default_factory=Stop)
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -263,6 +271,10 @@ class Trainer(Protocol):
 
     def prepare(self, split: str, rows: Sequence[Row], target: TrainTarget) -> Sequence[Any]:
         """Turn rows into examples, once, before the model is loaded.
+
+        The examples are any sequence: a list, or, for more rows than memory holds, one that keeps them on disk. It may
+        be sent to the processes of a data loader, and its items are what the split's collator takes. Rows are read
+        lazily, so that a row that cannot be read is found here; read each once, and in order.
 
         Raises:
             DataError: A row cannot be used, or nothing is left to train on.

@@ -116,6 +116,6 @@ class PluginError(OumiError):
 
 
 class StopRequested(OumiError):
-    """The run was asked to stop, and wrote a complete checkpoint first."""
+    """The run was asked to stop, and lost nothing: a complete checkpoint was written, or nothing was trained yet."""
 
     exit_code = 143

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 from typing import overload
 
 from oumi_kernel.config import DatasetParams, DatasetSplitParams
 from oumi_kernel.contracts import Row
 from oumi_kernel.errors import DataError
 
+PART, ROW = "H", "q"
+"""Type codes: at most 65,535 datasets, of any number of rows."""
+
 
 class Mixture(Sequence[Row]):
     """Rows of several datasets under one index."""
 
-    def __init__(self, parts: Sequence[Sequence[Row]], order: Sequence[tuple[int, int]]) -> None:
-        """Take the datasets, and (dataset, row) for every index."""
-        self._parts, self._order = parts, order
+    def __init__(self, parts: Sequence[Sequence[Row]], of: array[int], rows: array[int]) -> None:
+        """Take the datasets, and for every index the dataset and the row in it."""
+        self._parts, self._of, self._rows = parts, of, rows
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._rows)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -27,9 +31,8 @@ class Mixture(Sequence[Row]):
     def __getitem__(self, index: slice) -> Sequence[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
         if isinstance(index, slice):
-            return Mixture(self._parts, self._order[index])
-        part, row = self._order[index]
-        return self._parts[part][row]
+            return Mixture(self._parts, self._of[index], self._rows[index])
+        return self._parts[self._of[index]][self._rows[index]]
 
 
 def mix(parts: Sequence[Sequence[Row]], split: DatasetSplitParams, *, split_name: str) -> Mixture:
@@ -47,36 +50,45 @@ def mix(parts: Sequence[Sequence[Row]], split: DatasetSplitParams, *, split_name
             raise DataError(f"data.{split_name}: dataset '{params.dataset_name}' has no rows.")
     rows_of = [_sampled(params, len(rows)) for params, rows in zip(split.datasets, parts, strict=True)]
     proportions = [params.mixture_proportion for params in split.datasets]
+    of, rows = array(PART), array(ROW)
     if any(proportion is None for proportion in proportions):
-        order = [(part, row) for part, rows in enumerate(rows_of) for row in rows]
+        for part, taken in enumerate(rows_of):
+            of.extend(array(PART, [part]) * len(taken))
+            rows.extend(taken)
     else:
         weights = [proportion or 0.0 for proportion in proportions]
-        order = list(_interleaved(rows_of, weights, split.mixture_strategy, split.seed))
-    if not order:
+        _interleave(rows_of, weights, split, of, rows)
+    if not rows:
         raise DataError(f"data.{split_name}: sample_count leaves no rows.")
-    return Mixture(parts, order)
+    return Mixture(parts, of, rows)
 
 
-def _sampled(params: DatasetParams, rows: int) -> list[int]:
-    order = list(range(rows))
+def _sampled(params: DatasetParams, rows: int) -> array[int]:
+    order = array(ROW, range(rows))
     if params.shuffle:
         random.Random(params.seed).shuffle(order)  # noqa: S311 - sampling, not a secret
     count = rows if params.sample_count is None else params.sample_count
     return (order * (-(-count // rows)))[:count]
 
 
-def _interleaved(
-    rows_of: Sequence[Sequence[int]], weights: Sequence[float], strategy: str, seed: int | None
-) -> Iterator[tuple[int, int]]:
-    generator = random.Random(seed)  # noqa: S311 - sampling, not a secret
+def _interleave(
+    rows_of: Sequence[array[int]],
+    weights: Sequence[float],
+    split: DatasetSplitParams,
+    of: array[int],
+    rows: array[int],
+) -> None:
+    """Append the dataset and the row of each draw to `of` and `rows`."""
+    generator = random.Random(split.seed)  # noqa: S311 - sampling, not a secret
     taken = [0] * len(rows_of)
     drawn_from = [part for part, weight in enumerate(weights) if weight > 0]
     waiting = set(drawn_from)
     while waiting:
         (part,) = generator.choices(range(len(rows_of)), weights)
-        yield part, rows_of[part][taken[part] % len(rows_of[part])]
+        of.append(part)
+        rows.append(rows_of[part][taken[part] % len(rows_of[part])])
         taken[part] += 1
         if taken[part] == len(rows_of[part]):
             waiting.discard(part)
-            if strategy == "first_exhausted":
+            if split.mixture_strategy == "first_exhausted":
                 return

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import msgspec
 
 from oumi_kernel.config import Moments, TrainTarget
 from oumi_kernel.contracts import Run, Session, Strategy, Summary, Trainer, World
-from oumi_kernel.errors import ConfigError, OumiError, Problem
+from oumi_kernel.disk import reserved
+from oumi_kernel.errors import ConfigError, OumiError, Problem, StopRequested
+from oumi_kernel.final_model import save_final_model
 from oumi_kernel.launch import world_from
 from oumi_kernel.loading import LoadedConfig
 from oumi_kernel.logs import logging_to
@@ -21,6 +23,7 @@ from oumi_kernel.plugins import Kernel, Resolution
 from oumi_kernel.plugins.slots import filled_splits
 from oumi_kernel.repeat import data_difference, version_differences
 from oumi_kernel.seeds import with_seeds
+from oumi_kernel.stopping import Interrupted, Stop
 
 _log = logging.getLogger(__name__)
 
@@ -58,20 +61,26 @@ def run_training(loaded: LoadedConfig, resolution: Resolution, world: World | No
     resolution.raise_for_problems(strict=True)
     loaded = with_seeds(loaded)
     run = Run(config=loaded.config, folder=loaded.folder, world=world or world_from())
-    with logging_to(run):
+    stop = Stop()
+    with logging_to(run), reserved(run.output_dir) if run.world.is_main else nullcontext():
         log_warnings(loaded, resolution)
         kernel = Kernel(resolution)
         if run.world.is_main:
             (run.output_dir / "failure.json").unlink(missing_ok=True)  # an earlier run's
-        try:
-            with errors_placed(kernel, loaded):
-                return _train(kernel, run, loaded)
-        except BaseException as error:
-            _report_failure(kernel, run, error)
-            raise
+        with stop.listening():
+            try:
+                with errors_placed(kernel, loaded):
+                    return _train(kernel, run, loaded, stop)
+            except BaseException as error:
+                stop.settle()
+                reported = _as_reported(error)
+                _report_failure(kernel, run, reported)
+                if reported is error:
+                    raise
+                raise reported from error
 
 
-def _train(kernel: Kernel, run: Run, loaded: LoadedConfig) -> Summary:
+def _train(kernel: Kernel, run: Run, loaded: LoadedConfig, stop: Stop) -> Summary:
     strategy = kernel.build_strategy(run)
     strategy.setup()
     try:
@@ -81,12 +90,13 @@ def _train(kernel: Kernel, run: Run, loaded: LoadedConfig) -> Summary:
             write_json(run.output_dir / "run.json", run_record(loaded, kernel.manager.entries(), stage.data))
         log_difference(difference)
         session = assemble(stage, kernel.build_model(stage.tokenizer, run))
+        session.stop = stop
         _log.info("%s", header(session, session.prepared.model))
+        stop.wait()
         summary = stage.trainer.train(session)
         kernel.train_end(run, summary)
         if run.config.training.save_final_model:
-            model = session.prepared.model
-            kernel.save_model(model, lambda: strategy.full_state(model), stage.tokenizer, run.output_dir, run)
+            save_final_model(session)
         log_difference(difference)
         return summary
     finally:
@@ -189,6 +199,13 @@ def header(session: Session, model: Any) -> str:
     return "\n".join(lines)
 
 
+def _as_reported(error: BaseException) -> BaseException:
+    """Return an error as the user is told of it."""
+    if isinstance(error, Interrupted):
+        return StopRequested("asked to stop before training began: nothing was trained, and nothing is lost.")
+    return error
+
+
 def _placed(problem: Problem, loaded: LoadedConfig) -> Problem:
     """Return a problem that a component found with the place where its key was written."""
     place = problem.place or (loaded.document.place(problem.path) if problem.path else None)
@@ -197,11 +214,12 @@ def _placed(problem: Problem, loaded: LoadedConfig) -> Problem:
 
 def _report_failure(kernel: Kernel, run: Run, error: BaseException) -> None:
     """Tell observers and write `failure.json`; never hide the error that is on its way."""
+    interrupted = 130 if isinstance(error, KeyboardInterrupt) else 1
     record: dict[str, Any] = {
         "error": type(error).__name__,
         "message": str(error),
         "rank": run.world.rank,
-        "exit_code": error.exit_code if isinstance(error, OumiError) else 1,
+        "exit_code": error.exit_code if isinstance(error, OumiError) else interrupted,
     }
     if isinstance(error, OumiError) and error.details:
         record["details"] = error.details

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+os.environ["OUMI_CACHE_DIR"] = tempfile.mkdtemp(prefix="oumi-tests-")  # nor write into the caches of who runs it
+os.environ["HF_DATASETS_CACHE"] = os.environ["OUMI_CACHE_DIR"]
 
 import pytest
+
+atexit.register(shutil.rmtree, os.environ["OUMI_CACHE_DIR"], ignore_errors=True)
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "configs" / "quickstart"

@@ -84,13 +84,15 @@ class DatasetSplitParams(Params):
     collator decides."""
 
     pack: bool = False
-    """Whether to lay several examples end to end in one sequence. Needs `stream`."""
+    """Whether one example is several sequences end to end, up to `model.model_max_length` tokens, none of which sees
+    another; batch sizes count such packs. Needs `stream`."""
 
     stream: bool = False
-    """Whether to read rows as they are needed instead of all at once."""
+    """Whether to read rows as they are needed instead of all at once. Rows of files and folders always are."""
 
     target_col: str | None = None
-    """The column that is trained on when `pack` is on. Null: the column that the dataset type declares."""
+    """The column that is trained on: text, turns or tokens. `pack` needs it where the dataset type declares none. Null:
+    known by its name."""
 
     mixture_strategy: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
     """When a mixture ends: with the first dataset that runs out, or when each has been read once in full."""

@@ -91,6 +91,7 @@ def resolve(loaded: LoadedConfig, catalogue: Catalogue, *, world_size: int = 1) 
     resolver.fill_collators()
     resolver.add_always_on()
     resolver.check_tracker_kwargs()
+    resolver.check_packing()
     resolver.check_keys()
     return Resolution(
         selected=tuple(resolver.selected),
@@ -170,6 +171,17 @@ class _Resolver:
                 on = ", ".join(sorted(active)) or "none"
                 message = f"no tracker named '{name}' is on; tracker_kwargs is keyed by tracker. On: {on}."
                 self.problems.append(self._problem("unknown-key", f"training.tracker_kwargs.{name}", message))
+
+    def check_packing(self) -> None:
+        """Refuse to pack a column that neither the configuration nor the dataset names."""
+        for choice in self.selected:
+            split = choice.path.partition("[")[0].removesuffix(".datasets")
+            if choice.entry.family != "datasets" or not value_at(self.config, f"{split}.pack"):
+                continue
+            if value_at(self.config, f"{split}.target_col") is None and not _target_column(choice.component):
+                message = f"pack needs target_col: '{choice.entry.name}' does not say which column is trained on."
+                hint = "It is messages for conversations, text for plain text."
+                self.problems.append(self._problem("missing-key", f"{split}.target_col", message, hint=hint))
 
     def check_keys(self) -> None:
         """Report keys that an active component does not serve, or that have no effect with it."""
@@ -251,6 +263,10 @@ class _Resolver:
     def _problem(self, code: str, path: str, message: str, *, hint: str = "", severity: Any = "error") -> Problem:
         place = self.loaded.document.place(path) if path else None
         return Problem(code=code, path=path, message=message, hint=hint, place=place, severity=severity)
+
+
+def _target_column(component: type[Component]) -> str | None:
+    return component.target_column if issubclass(component, DatasetComponent) else None
 
 
 def _is_known(slot: Slot) -> bool:

@@ -118,9 +118,9 @@ def test_what_no_component_serves_is_valid_but_does_not_run(config) -> None:
     done = oumi("run", file)
     assert done.returncode == 2
     assert "VERL_GRPO needs a trainer named 'verl_grpo'; none is installed." in done.stderr
-    packed = oumi("run", config(data="    pack: true\n    stream: true\n"))
-    assert packed.returncode == 2
-    assert "the trainer 'sft' does not serve this key" in packed.stderr
+    nodes = oumi("run", config(data="    use_torchdata: true\n"))
+    assert nodes.returncode == 2
+    assert "the trainer 'sft' does not serve this key" in nodes.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -103,6 +104,31 @@ def test_nothing_of_an_example_is_lost_or_added(examples: list[list[int]], multi
 def test_an_example_that_does_not_fit_is_an_error(example: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         build(model_max_length=4)([example])
+
+
+def pack(*lengths: int) -> dict[str, Any]:
+    tokens = list(range(1, sum(lengths) + 1))
+    return {"input_ids": np.array(tokens), "labels": np.array(tokens), "lengths": np.array(lengths)}
+
+
+@pytest.mark.parametrize("component", BOTH)
+def test_positions_begin_at_nought_with_each_sequence_of_a_pack(component: Any) -> None:
+    batch = build(component)([pack(2, 3), pack(1, 1, 1), {"input_ids": [1, 2], "labels": [1, 2]}])
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
+    assert batch["position_ids"].dtype == torch.int64
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
+    assert batch["labels"].tolist()[1] == [1, 2, 3, -100, -100]
+
+
+def test_without_packs_there_are_no_positions() -> None:
+    assert set(build()([{"input_ids": [1, 2], "labels": [1, 2]}])) == {"input_ids", "attention_mask", "labels"}
+
+
+@pytest.mark.parametrize("lengths", [(2, 2), (5, 1), (5, 0), (6, -1), ()])
+def test_the_lengths_of_a_pack_add_up_to_its_tokens(lengths: tuple[int, ...]) -> None:
+    example = pack(5) | {"lengths": np.array(lengths, np.int64)}
+    with pytest.raises(DataError, match=r"an example has 5 tokens, and its lengths are \[.*\]; they must add up"):
+        build()([example])
 
 
 def test_logits_of_a_real_model_do_not_depend_on_padding() -> None:

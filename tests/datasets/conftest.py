@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from oumi_kernel import DatasetComponent
-from oumi_kernel.config import DatasetParams, ModelParams, TrainingConfig
+from oumi_kernel.config import DataParams, DatasetParams, DatasetSplitParams, ModelParams, TrainingConfig
 from oumi_kernel.contracts import Run
 from oumi_plugins.datasets.hub import Hub
 from oumi_plugins.datasets.text_sft import TextSft
@@ -25,8 +25,10 @@ def rows(tmp_path: Path) -> Rows:
 
     def load(dataset_name: str, **entry: Any) -> Any:
         component = COMPONENTS.get(dataset_name, Hub)
+        target = entry.pop("target_col", None)
         dataset = DatasetParams(dataset_name=dataset_name, **entry)
-        run = Run(config=TrainingConfig(model=ModelParams(model_name="m")), folder=tmp_path)
+        data = DataParams(train=DatasetSplitParams(datasets=[dataset], target_col=target))
+        run = Run(config=TrainingConfig(model=ModelParams(model_name="m"), data=data), folder=tmp_path)
         params = component.params_type(**dataset.dataset_kwargs)
         return component().oumi_load_dataset(params=params, dataset=dataset, run=run)  # pyright: ignore
 

@@ -69,6 +69,23 @@ def test_columns_can_be_named(rows: Rows, folder: Any, columns: dict, named: dic
     assert list(rows(folder(columns), dataset_kwargs=named)) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("columns", "column", "expected"),
+    [
+        ({"story": ["once"], "text": ["no"]}, "story", {"story": "once"}),
+        ({"messages": [TALK], "text": ["once"]}, "text", {"text": "once"}),
+        ({"talk": [TALK], "text": ["no"]}, "talk", {"talk": TALK}),
+        ({"c": [[{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]]}, "c", {"c": TALK}),
+        ({"ids": [[1, 2]], "labels": [[-100, 2]], "n": [7]}, "ids", {"ids": [1, 2], "labels": [-100, 2]}),
+        ({"prompt": ["Q"], "response": ["A"]}, "messages", {"messages": TALK}),
+    ],
+)
+def test_the_target_column_of_a_split_is_read(
+    rows: Rows, folder: Any, columns: dict, column: str, expected: Any
+) -> None:
+    assert list(rows(folder(columns), target_col=column)) == [expected]
+
+
 def test_a_reader_may_be_named_and_the_dataset_beside_it(rows: Rows, folder: Any) -> None:
     named = {"hf_dataset_path": folder({"q": ["Q"], "a": ["A"]}), "prompt_column": "q", "response_column": "a"}
     assert list(rows("PromptResponseDataset", dataset_kwargs=named)) == [{"messages": TALK}]

@@ -155,3 +155,14 @@ def test_what_a_hook_returns_is_checked(install) -> None:
     kernel = Kernel(resolved(training="  metrics_function: odd\n"))
     with pytest.raises(PluginError, match=r"oumi-odd 1\.0.*returned a dict, which lacks compute; expected a Metric"):
         kernel.build_metrics(None)
+
+
+def test_packing_needs_a_column_that_the_split_or_each_of_its_datasets_names() -> None:
+    packed = "    pack: true\n    stream: true\n"
+    assert not resolved(data=packed).problems  # text_sft says that it is messages
+    data = f"      - dataset_name: some/stories\n{packed}"
+    (problem,) = resolved(data=data).problems
+    assert (problem.code, problem.path) == ("missing-key", "data.train.target_col")
+    assert "pack needs target_col: 'default' does not say which column is trained on" in problem.message
+    assert not resolved(data=f"{data}    target_col: text\n").problems
+    assert not resolved(data="      - dataset_name: some/stories\n    stream: true\n").problems

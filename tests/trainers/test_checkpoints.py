@@ -12,15 +12,10 @@ import pytest
 import torch
 
 from oumi_kernel import CheckpointError, OutOfMemoryError
-from oumi_plugins.trainers._checkpoint import (
-    _load_random_state,
-    _save_random_state,
-    _write_manifest,
-    checkpoints_in,
-    incompleteness,
-)
+from oumi_plugins.trainers._manifest import checkpoints_in, incompleteness, seal
 from oumi_plugins.trainers._memory import memory_errors
 from oumi_plugins.trainers._order import OrderedBatches, epoch_order
+from oumi_plugins.trainers._random_state import load_random_state, save_random_state
 from tests.trainers.conftest import Train
 
 
@@ -47,10 +42,10 @@ def test_random_state_comes_back_for_python_numpy_and_torch(tmp_path: Path) -> N
 
     draw()
     np.random.normal()  # leaves a second normal number cached
-    _save_random_state(tmp_path)
+    save_random_state(tmp_path)
     expected = [draw() for _ in range(3)]
     draw()
-    _load_random_state(tmp_path)
+    load_random_state(tmp_path)
     assert [draw() for _ in range(3)] == expected
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
 
@@ -59,12 +54,13 @@ def test_only_what_the_manifest_vouches_for_is_complete(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-3"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub/weights").write_bytes(b"12345")
+    (folder / "trainer_state.json").write_text("{}")
     assert incompleteness(folder) == "there is no manifest.json, so it was never completed"
-    _write_manifest(folder)
+    seal(folder)
     assert incompleteness(folder) == ""
     (folder / "sub/weights").write_bytes(b"12346")
     assert incompleteness(folder) == "sub/weights was changed after it was written"
-    for text in ("", "[]", '{"files": {"a": 1}}', '{"files": 3}', "{}"):
+    for text in ("", "[]", '{"files": {"trainer_state.json": 1}}', '{"files": 3}', "{}"):
         (folder / "manifest.json").write_text(text)
         assert incompleteness(folder).startswith("manifest.json cannot be read")
     assert incompleteness(tmp_path / "checkpoint-4") == "there is no such folder"

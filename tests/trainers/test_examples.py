@@ -13,6 +13,7 @@ from oumi_kernel import DataError
 from oumi_kernel.config import TrainTarget
 from oumi_kernel.contracts import Run
 from oumi_kernel.loading import load_text
+from oumi_plugins.trainers._examples import Examples
 from oumi_plugins.trainers._sft import SftTrainer
 from oumi_plugins.trainers.sft import SftParams
 from tests.conftest import QUICKSTART, minimal_yaml
@@ -24,9 +25,13 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(QUICKSTART / "model")
 
 
-def trainer(tokens: Any, training: str = "", model: str = "", **params: Any) -> SftTrainer:
-    loaded = load_text(minimal_yaml(training=training or "  seed: 1\n", model=model), "c")
+def trainer(tokens: Any, training: str = "", model: str = "", data: str = "", **params: Any) -> SftTrainer:
+    loaded = load_text(minimal_yaml(training=training or "  seed: 1\n", model=model, data=data), "c")
     return SftTrainer(SftParams(**params), tokens, Run(config=loaded.config, folder=loaded.folder))
+
+
+def lists(examples: Examples) -> list[dict[str, list[int]]]:
+    return [{name: array.tolist() for name, array in example.items()} for example in examples]
 
 
 def chat(answer: str) -> dict[str, Any]:
@@ -36,9 +41,9 @@ def chat(answer: str) -> dict[str, Any]:
 def test_text_is_supervised_whole_and_ends_with_eos_once() -> None:
     tokens = tokenizer()
     ids = tokens("A deck.")["input_ids"]
-    (example,) = trainer(tokens).prepare("train", [{"text": "A deck."}], ALL)
+    (example,) = lists(trainer(tokens).prepare("train", [{"text": "A deck."}], ALL))
     assert example["input_ids"] == example["labels"] == [*ids, tokens.eos_token_id]
-    (again,) = trainer(tokens).prepare("train", [{"text": "A deck.<|im_end|>"}], ALL)
+    (again,) = lists(trainer(tokens).prepare("train", [{"text": "A deck.<|im_end|>"}], ALL))
     assert again == example
 
 
@@ -50,14 +55,14 @@ def test_text_begins_with_bos_once_also_where_it_brought_its_own() -> None:
     tokens.backend_tokenizer.post_processor = processor
     assert tokens("<|im_start|>A")["input_ids"][:2] == [start, start]  # what must not reach the model
     for text in ("A deck.", "<|im_start|>A deck."):
-        (example,) = trainer(tokens).prepare("train", [{"text": text}], ALL)
+        (example,) = lists(trainer(tokens).prepare("train", [{"text": text}], ALL))
         assert example["input_ids"].count(start) == 1
         assert example["input_ids"][0] == start
 
 
 def test_rows_of_tokens_are_taken_as_they_are() -> None:
     rows = [{"input_ids": [5, 6, 7], "labels": [-100, 9, -100]}, {"input_ids": [5, 6]}]
-    found = trainer(tokenizer()).prepare("train", rows, ALL)
+    found = lists(trainer(tokenizer()).prepare("train", rows, ALL))
     assert found == [
         {"input_ids": [5, 6, 7], "labels": [-100, 9, -100]},
         {"input_ids": [5, 6], "labels": [5, 6]},
@@ -68,7 +73,7 @@ def test_rows_of_tokens_are_taken_as_they_are() -> None:
 
 def test_the_ignore_index_of_the_configuration_marks_what_is_not_supervised() -> None:
     built = trainer(tokenizer(), training="  label_ignore_index: -1\n")
-    (example,) = built.prepare("train", [chat("Yes.")], TrainTarget.ALL_ASSISTANT_TURNS)
+    (example,) = lists(built.prepare("train", [chat("Yes.")], TrainTarget.ALL_ASSISTANT_TURNS))
     assert -1 in example["labels"]
     assert -100 not in example["labels"]
 
@@ -77,7 +82,7 @@ def test_the_ignore_index_of_the_configuration_marks_what_is_not_supervised() ->
 def test_the_end_of_turn_is_learnt_whatever_pads(padding: str | None) -> None:
     tokens = tokenizer()
     tokens.pad_token = padding
-    (example,) = trainer(tokens).prepare("train", [chat("Yes.")], TrainTarget.ALL_ASSISTANT_TURNS)
+    (example,) = lists(trainer(tokens).prepare("train", [chat("Yes.")], TrainTarget.ALL_ASSISTANT_TURNS))
     learnt = [label for label in example["labels"] if label != -100]
     assert learnt[-1] == tokens.eos_token_id
 
@@ -101,7 +106,7 @@ def test_rows_in_are_rows_used_and_rows_dropped_with_reasons(caplog: pytest.LogC
     silent = {"messages": [{"role": "user", "content": "Why?"}]}
     rows = [chat("Yes."), question, silent, chat("No.")]
     with caplog.at_level(logging.INFO, "oumi_plugins"):
-        found = trainer(tokenizer(), max_length=30).prepare("train", rows, TrainTarget.ALL_ASSISTANT_TURNS)
+        found = lists(trainer(tokenizer(), max_length=30).prepare("train", rows, TrainTarget.ALL_ASSISTANT_TURNS))
     assert len(found) == 2
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert sorted(messages) == [

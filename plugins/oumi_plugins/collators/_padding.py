@@ -55,8 +55,12 @@ class PaddingCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Mapping[str, torch.Tensor]:
         """Return `input_ids`, `attention_mask` and `labels`, each int64 (batch, tokens).
 
+        Where an example is a pack (it has `lengths`, the tokens of each of its sequences) there are `position_ids` too,
+        int64 (batch, tokens), which begin at 0 with each sequence.
+
         Raises:
-            DataError: An example is empty, has not as many labels as tokens, or is longer than the model takes.
+            DataError: An example is empty, has not as many labels as tokens, is longer than the model takes, or is a
+                pack whose lengths do not add up.
         """
         lengths = [self._length(example) for example in examples]
         width = -(-max(lengths) // self._multiple) * self._multiple
@@ -70,6 +74,10 @@ class PaddingCollator:
             batch["input_ids"][row, :length] = torch.as_tensor(example["input_ids"])
             batch["attention_mask"][row, :length] = 1
             batch["labels"][row, :length] = torch.as_tensor(example["labels"])
+        if any("lengths" in example for example in examples):
+            batch["position_ids"] = torch.zeros(shape, dtype=torch.int64)
+            for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+                batch["position_ids"][row, :length] = _positions(example.get("lengths", [length]), length)
         return batch
 
     def _length(self, example: Mapping[str, Any]) -> int:
@@ -87,3 +95,12 @@ class PaddingCollator:
                 "Raise it, or let the trainer cut examples (trainer_kwargs.max_length)."
             )
         return length
+
+
+def _positions(lengths: Sequence[int], tokens: int) -> torch.Tensor:
+    """Return the position of each token within its sequence, int64 (tokens,)."""
+    sizes = torch.as_tensor(lengths)
+    if int(sizes.sum()) != tokens or bool((sizes < 1).any()):
+        raise DataError(f"an example has {tokens} tokens, and its lengths are {sizes.tolist()}; they must add up.")
+    starts = sizes.cumsum(0) - sizes
+    return torch.arange(tokens) - starts.repeat_interleave(sizes)

@@ -4,39 +4,72 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+import weakref
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, overload
 
 from oumi_kernel import DataError
+from oumi_kernel.contracts import Row
 
-T = TypeVar("T")
 _SPLIT = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
+Read = Callable[[Mapping[str, Any], str], Row]
 
-def read_rows(path: str, split: str) -> list[tuple[str, Any]]:
-    """Return (place, row) for every row of a .jsonl, .json or .parquet file, or of a folder of `save_to_disk`.
 
-    JSON is read as it is: no type is inferred over rows. A file has one split, whatever it is called; of a folder
-    with several, `split` chooses.
+class Source(Protocol):
+    """Stored rows, each read when it is asked for, and the place where it stands."""
+
+    def __len__(self) -> int: ...
+    def row(self, index: int, /) -> Any: ...
+    def place(self, index: int, /) -> str: ...
+
+
+class Converted(Sequence[Row]):
+    """The rows of a part of a source, read and converted when they are asked for."""
+
+    def __init__(self, source: Source, read: Read, part: range | None = None) -> None:
+        self._source, self._read = source, read
+        self._part = range(len(source)) if part is None else part
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        if isinstance(index, slice):
+            return Converted(self._source, self._read, self._part[index])
+        position = self._part[index]
+        return self._read(self._source.row(position), self._source.place(position))
+
+
+def read_rows(path: str, split: str) -> Source:
+    """Return the rows of a .jsonl, .json or .parquet file, or of a folder of `save_to_disk`.
+
+    JSON is read as it is: no type is inferred over rows. Rows stay on the disk, but for those of a .json file that is
+    one array. A file has one split, whatever it is called; of a folder with several, `split` chooses.
 
     Raises:
-        DataError: It is missing, of another kind, empty, or a row cannot be read.
+        DataError: It is missing, of another kind, empty, or cannot be read.
     """
     file = Path(path)
-    readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+    readers = {".jsonl": _Lines, ".json": _json, ".parquet": _parquet}
     if file.is_dir():
-        rows = list(_saved(file, split_name(split)))
+        rows = _saved(file, split_name(split))
     elif not file.exists():
         raise DataError(f"there is no file '{path}'.{_beside(file.parent, readers)}")
     elif file.suffix not in readers:
         raise DataError(f"'{path}' is no file of a kind that can be read: {', '.join(readers)}.")
     else:
         try:
-            rows = list(readers[file.suffix](file))
+            rows = readers[file.suffix](file)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if not rows:
+    if not len(rows):
         raise DataError(f"{path} holds no rows.")
     return rows
 
@@ -50,16 +83,16 @@ def split_name(split: str) -> str:
     return _parts(split)["name"] or ""
 
 
-def sliced(rows: Sequence[T], split: str) -> Sequence[T]:
-    """Return the part of `rows` that a split such as `train[:100]` or `train[10%:]` names; all for a bare name.
+def part_of(rows: int, split: str) -> range:
+    """Return which of `rows` rows a split such as `train[:100]` or `train[10%:]` names; all for a bare name.
 
     Raises:
         DataError: The split cannot be read, or the part is empty.
     """
     parts = _parts(split)
-    part = rows[slice(_bound(parts["start"], len(rows)), _bound(parts["stop"], len(rows)))]
+    part = range(rows)[slice(_bound(parts["start"], rows), _bound(parts["stop"], rows))]
     if not part:
-        raise DataError(f"the split '{split}' is empty: there are {len(rows)} rows.")
+        raise DataError(f"the split '{split}' is empty: there are {rows} rows.")
     return part
 
 
@@ -76,34 +109,66 @@ def _bound(text: str | None, rows: int) -> int | None:
     return round(rows * int(text[:-1]) / 100) if text.endswith("%") else int(text)
 
 
-def _jsonl(file: Path) -> Iterator[tuple[str, Any]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+class _Lines:
+    """The lines of a .jsonl file that are not empty."""
+
+    def __init__(self, file: Path) -> None:
+        self._path, self._file = file, file.open("rb")
+        weakref.finalize(self, self._file.close)
+        self._starts, self._numbers = array("q"), array("q")
+        start = 0
+        for number, line in enumerate(self._file, 1):
             if line.strip():
-                yield f"{file}:{number}", _loads(line, f"{file}:{number}")
+                self._starts.append(start)
+                self._numbers.append(number)
+            start += len(line)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def row(self, index: int) -> Any:
+        self._file.seek(self._starts[index])
+        return _loads(self._file.readline(), self.place(index))
+
+    def place(self, index: int) -> str:
+        return f"{self._path}:{self._numbers[index]}"
 
 
-def _json(file: Path) -> Iterator[tuple[str, Any]]:
+class Table:
+    """A table in which a row is found by its number: a list, or one of the `datasets` library, mapped into memory."""
+
+    def __init__(self, table: Any, place: Callable[[int], str]) -> None:
+        self._table, self.place = table, place
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def row(self, index: int) -> Any:
+        """Return a row."""
+        return self._table[index]
+
+
+def _json(file: Path) -> Source:
     data = file.read_bytes()
     if not data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        yield from _jsonl(file)
-        return
-    for index, row in enumerate(_loads(data, str(file))):
-        yield f"{file}[{index}]", row
+        return _Lines(file)
+    return Table(_loads(data, str(file)), lambda index: f"{file}[{index}]")
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
-    from pyarrow import ArrowException, parquet
+def _parquet(file: Path) -> Source:
+    import datasets
+    from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
 
     try:
-        rows = parquet.read_table(file).to_pylist()
-    except ArrowException as error:
-        raise DataError(f"{file} is no parquet file that can be read: {error}") from error
-    for index, row in enumerate(rows):
-        yield f"{file}[{index}]", row
+        table = datasets.Dataset.from_parquet(str(file))
+    except (ArrowException, DatasetsError, ValueError) as error:
+        reason = error.__cause__ or error
+        raise DataError(f"{file} is no parquet file that can be read: {reason}") from error
+    return Table(table, lambda index: f"{file}[{index}]")
 
 
-def _saved(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
+def _saved(folder: Path, split: str) -> Source:
     import datasets
 
     try:
@@ -117,8 +182,7 @@ def _saved(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
         if split not in table:
             raise DataError(f"{folder} has no split '{split}'; splits: {', '.join(map(str, table))}.")
         table = table[split]
-    for index, row in enumerate(table):
-        yield f"{folder}[{index}]", row
+    return Table(table, lambda index: f"{folder}[{index}]")
 
 
 def _loads(data: bytes, place: str) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetsError
@@ -14,33 +14,14 @@ from oumi_kernel import DataError
 from oumi_kernel.config import DatasetParams
 from oumi_kernel.contracts import Row, Run
 from oumi_plugins.datasets._conversations import FORMS, conversation
-from oumi_plugins.datasets._files import read_rows, sliced
+from oumi_plugins.datasets._files import Converted, Read, Source, Table, part_of, read_rows
 from oumi_plugins.datasets.hub import HubParams
 
 NOT_TO_BE_HAD = (OSError, ValueError, RuntimeError, KeyError, ArrowException, DatasetsError)
 """What the library raises for a name, a subset, a split or a file that it cannot load."""
 
-Read = Callable[[Mapping[str, Any], str], Row]
-
-
-class _Converted(Sequence[Row]):
-    """Rows of a table, converted when they are asked for."""
-
-    def __init__(self, table: Any, place: Callable[[int], str], read: Read) -> None:
-        self._table, self._place, self._read = table, place, read
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
-        return self._read(self._table[position], self._place(position))
+LOOKED_AT = 1000
+"""Rows of a local file whose keys say what columns it has."""
 
 
 def load_rows(params: HubParams, dataset: DatasetParams, run: Run) -> Sequence[Row]:
@@ -51,20 +32,46 @@ def load_rows(params: HubParams, dataset: DatasetParams, run: Run) -> Sequence[R
     """
     name = params.hf_dataset_path or dataset.dataset_name
     if dataset.dataset_path is not None:
-        pairs = sliced(read_rows(run.locate(dataset.dataset_path), dataset.split), dataset.split)
-        columns = list(dict.fromkeys(key for _, row in pairs if isinstance(row, Mapping) for key in row))
-        read = _reader(params, columns, dataset.dataset_path)
-        return _Converted([row for _, row in pairs], lambda position: pairs[position][0], read)
+        source = read_rows(run.locate(dataset.dataset_path), dataset.split)
+        part = part_of(len(source), dataset.split)
+        columns = _columns(source, part)
+        read = _target(columns, dataset, run) or _reader(params, columns, dataset.dataset_path)
+        return Converted(source, read, part)
     located = run.locate(name)
     try:
         table = datasets.load_dataset(located, dataset.subset, split=dataset.split, revision=params.revision)
     except NOT_TO_BE_HAD as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(f"the dataset '{name}' could not be loaded: {reason} {_way_out(located)}") from error
-    columns = table.column_names
-    return _Converted(
-        table, lambda position: f"{name}, {dataset.split}, row {position}", _reader(params, columns, name)
+    source = Table(table, lambda index: f"{name}, {dataset.split}, row {index}")
+    read = _target(table.column_names, dataset, run) or _reader(params, table.column_names, name)
+    return Converted(source, read)
+
+
+def _columns(source: Source, part: range) -> list[str]:
+    rows = (source.row(index) for index in part[:LOOKED_AT])
+    return list(dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row))
+
+
+def _target(columns: list[str], dataset: DatasetParams, run: Run) -> Read | None:
+    """Return what reads the column that the dataset's split names as `target_col`; None if it names none of these."""
+    data = run.config.data
+    splits = (
+        split for split in (data.train, data.validation, data.test) if any(one is dataset for one in split.datasets)
     )
+    column = next((split.target_col for split in splits), None)
+    if column is None or column not in columns:
+        return None
+
+    def read(row: Mapping[str, Any], place: str) -> Row:
+        value = row.get(column)
+        if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
+            return {key: row[key] for key in (column, "labels") if key in row}
+        name, form = ("conversations", "sharegpt") if "from" in value[0] else ("messages", "messages")
+        talk = conversation({**row, name: value}, form, place)
+        return {column: talk.pop("messages")} | talk
+
+    return read
 
 
 def _way_out(name: str) -> str:

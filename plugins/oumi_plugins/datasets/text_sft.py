@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from oumi_kernel import ConfigError, DataError, DatasetComponent, Params, Problem, hookimpl
 from oumi_kernel.config import DatasetParams
@@ -32,37 +32,44 @@ class TextSft(DatasetComponent):
 
     @hookimpl
     def oumi_load_dataset(self, params: TextSftParams, dataset: DatasetParams, run: Run) -> Sequence[Row]:
-        """Return the rows as `{"messages": [{"role": ..., "content": ...}, ...]}`, all of one form.
+        """Return the rows as `{"messages": [{"role": ..., "content": ...}, ...]}`, all of the form of the first one.
+
+        Rows stay in the file; each is read and checked when it is asked for.
 
         Raises:
             ConfigError: `dataset_path` is not set, or `subset` is.
             DataError: There is no such file, a row cannot be read, or a row has another form than the ones before.
         """
-        from oumi_plugins.datasets._files import read_rows, sliced
+        from oumi_plugins.datasets._files import Converted, part_of, read_rows
 
         if dataset.dataset_path is None:
             raise _wrong("dataset_path", f"'{dataset.dataset_name}' reads a local file: give its path.")
         if dataset.subset is not None:
             raise _wrong("subset", f"a local file has no subset '{dataset.subset}'; remove the key.")
-        pairs = read_rows(run.locate(dataset.dataset_path), dataset.split)
-        return sliced(_conversations(pairs, params.format), dataset.split)
+        source = read_rows(run.locate(dataset.dataset_path), dataset.split)
+        first, place = source.row(0), source.place(0)
+        return Converted(source, _reader(first, place, params.format), part_of(len(source), dataset.split))
 
 
 def _wrong(key: str, message: str) -> ConfigError:
     return ConfigError(Problem(code="wrong-value", path=f"data.*.datasets[].{key}", message=message))
 
 
-def _conversations(pairs: Sequence[tuple[str, Row]], asked: str) -> list[Row]:
+def _reader(first: Any, first_place: str, asked: str) -> Callable[[Any, str], Row]:
+    """Return what reads a row, which must have the form that is asked for, or else that of the first row."""
     from oumi_plugins.datasets._conversations import conversation, form_of
 
     either = ("messages", "conversation")
-    found = form_of(pairs[0][1], pairs[0][0]) if asked in ("auto", "oumi") else asked
+    found = form_of(first, first_place) if asked in ("auto", "oumi") else asked
     if asked == "oumi" and found not in either:
-        raise DataError(f"{pairs[0][0]}: the row has the form '{found}', not messages or conversation.")
-    rows: list[Row] = []
-    for place, row in pairs:
+        raise DataError(f"{first_place}: the row has the form '{found}', not messages or conversation.")
+
+    def read(row: Any, place: str) -> Row:
         own = form_of(row, place) if asked in ("auto", "oumi") else asked
         if own != found and not (own in either and found in either):
-            raise DataError(f"{place}: the row has the form '{own}', the rows before it '{found}'; one file, one form.")
-        rows.append(conversation(row, own, place))
-    return rows
+            raise DataError(
+                f"{place}: the row has the form '{own}', {first_place} the form '{found}'; one file, one form."
+            )
+        return conversation(row, own, place)
+
+    return read

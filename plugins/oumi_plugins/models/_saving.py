@@ -41,13 +41,21 @@ def save_model(
     try:
         with _quiet():
             model.save_pretrained(directory, state_dict=dict(weights))
-        tokenizer.save_pretrained(directory)
+        _save_tokenizer(tokenizer, directory)
     except (OSError, SafetensorError, RuntimeError) as error:
         message = f"cannot write the model to {directory}: {error}. Free some space, or choose another output_dir."
         raise CheckpointError(message) from error
     finally:
         model.config.use_cache, model.generation_config = trained_with
     _read(model, directory, torch.device("meta"))
+
+
+def _save_tokenizer(tokenizer: Any, directory: Path) -> None:
+    try:
+        tokenizer.save_pretrained(directory)
+    except Exception as error:
+        # The library of fast tokenizers raises nothing more specific when a file cannot be written.
+        raise OSError(str(error)) from error
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:
@@ -79,7 +87,7 @@ def _read(model: Any, directory: Path, device: torch.device | None) -> nn.Module
     try:
         with _quiet():
             found, report = type(model).from_pretrained(
-                directory, dtype=model.dtype, device_map=device, output_loading_info=True
+                directory, dtype=model.dtype, device_map=device, output_loading_info=True, use_safetensors=True
             )
     except BROKEN as error:
         reason = " ".join(str(error).split())

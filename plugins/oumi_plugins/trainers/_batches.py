@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +24,7 @@ Batch = tuple[dict[str, Any], int]
 """A batch as the model reads it, and its supervised tokens."""
 
 Supervise = Callable[[Mapping[str, torch.Tensor]], Batch]
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Collate:
@@ -60,13 +64,13 @@ class Batches:
         """Yield the micro-batches of each optimizer step that is left of an epoch; the last window may be smaller."""
         self._order.go_to(epoch, micro_batch)
         self._generator.manual_seed((self._training.seed + epoch) % 2**63)
-        batches = iter(self._loader("train", batch_sampler=self._order))
+        batches = _iterate(self._loader("train", batch_sampler=self._order))
         while window := list(itertools.islice(batches, self._training.gradient_accumulation_steps)):
             yield window
 
     def of(self, split: str) -> Iterator[Batch]:
         """Yield the batches of a split in the order of its rows."""
-        yield from self._loader(split, batch_size=self._training.per_device_eval_batch_size)
+        yield from _iterate(self._loader(split, batch_size=self._training.per_device_eval_batch_size))
 
     def _loader(self, split: str, **options: Any) -> DataLoader[Any]:
         if split not in self._loaders:
@@ -76,10 +80,37 @@ class Batches:
             if workers:
                 options |= {"num_workers": workers, "prefetch_factor": training.dataloader_prefetch_factor}
                 options["persistent_workers"] = training.dataloader_persistent_workers
-            options |= {
-                "collate_fn": Collate(self._session.collators[split], self._supervise),
-                "generator": self._generator,
-            }
+                options["worker_init_fn"] = _leave_stopping_to_the_run
+            collate = Collate(self._session.collators[split], self._supervise)
+            options |= {"collate_fn": collate, "generator": self._generator}
             options["pin_memory"] = torch.cuda.is_available()
             self._loaders[split] = DataLoader(examples, **options)  # pyright: ignore[reportArgumentType]
         return self._loaders[split]
+
+
+def _iterate(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """Begin an epoch, its workers deaf to signals from their first moment on: they inherit what is blocked here."""
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_stopping_to_the_run(worker: int) -> None:
+    """Make a worker end when the run says so, not when a whole process group is told to: its batches are needed yet.
+
+    Torch's own handler would end the worker, and the run with it, before the checkpoint.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)

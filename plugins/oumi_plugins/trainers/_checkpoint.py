@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import random
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from oumi_kernel import CheckpointError
 from oumi_kernel.contracts import Session
+from oumi_kernel.disk import cannot_write, require_space
+from oumi_plugins.trainers._manifest import MANIFEST, STATE, checkpoints_in, incompleteness, put, remove, seal, tidy
+from oumi_plugins.trainers._random_state import load_random_state, save_random_state
+from oumi_plugins.trainers._retention import Best, Retention, better, expendable
+from oumi_plugins.trainers._settings import Setting, check_settings, settings_of
 
 _log = logging.getLogger("oumi_plugins.trainers.checkpoint")
-MANIFEST = "manifest.json"
-STATE = "trainer_state.json"
-RANDOM_TENSORS = "random_state.safetensors"
-RANDOM = "random_state.json"
-_NAME = re.compile(r"checkpoint-(\d+)\Z")
 
 
 class Progress(msgspec.Struct):
@@ -43,7 +36,10 @@ class Progress(msgspec.Struct):
         skipped: Steps that were not taken, because loss or gradient was not finite.
         overflowed: Steps that were not taken, because the gradient overflowed in fp16.
         evaluation_due: Whether the evaluation of this step was broken off.
+        evaluated_at: The step of the last evaluation; -1 before the first.
+        best: The best checkpoint so far, this one included.
         order: What the order of samples follows from; the same again is what lets an epoch go on.
+        settings: What the result follows from, by configuration key.
     """
 
     step: int = 0
@@ -55,18 +51,28 @@ class Progress(msgspec.Struct):
     skipped: int = 0
     overflowed: int = 0
     evaluation_due: bool = False
+    evaluated_at: int = -1
+    best: Best | None = None
     order: dict[str, int] = {}
+    settings: dict[str, Setting] = {}
 
 
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, session: Session, keep: int | None) -> None:
-        self._session, self._keep = session, keep
+    def __init__(self, session: Session, retention: Retention) -> None:
+        self._session, self._retention = session, retention
         self._folder = session.run.output_dir
+        self._size = 0
+        self._settings = settings_of(session.run.config, session.plan.total_steps)
+        self.saved: dict[int, Path] = {}
 
-    def save(self, progress: Progress) -> Path:
+    def save(self, progress: Progress, eval_loss: float | None) -> Path:
         """Write a complete checkpoint and return its folder.
+
+        Args:
+            progress: How far training is; its best checkpoint is brought up to date.
+            eval_loss: The loss of an evaluation at this very step, if there was one.
 
         Raises:
             CheckpointError: It cannot be written; older checkpoints are left as they are.
@@ -74,21 +80,25 @@ class Checkpoints:
         session, target = self._session, self._folder / f"checkpoint-{progress.step}"
         beside = self._folder / f".tmp-{target.name}"
         model = session.prepared.model
+        progress.best = better(progress.best, progress.step, eval_loss)
+        progress.settings = self._settings
+        needed = self._size or _bytes_of(session)
+        shutil.rmtree(beside, ignore_errors=True)
+        require_space(target, needed)
         try:
-            shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             state = lambda: session.strategy.full_state(model)  # noqa: E731
             session.kernel.save_model(model, state, session.tokenizer, beside, session.run)
             session.strategy.save(beside)
-            _save_random_state(beside)
+            save_random_state(beside)
             (beside / STATE).write_bytes(msgspec.json.format(msgspec.json.encode(progress), indent=2))
-            _write_manifest(beside)
-            _replace(target, beside)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(beside, ignore_errors=True)
-            free = shutil.disk_usage(self._folder).free if self._folder.exists() else 0
-            raise CheckpointError(f"cannot write {target}: {error}; {free:,} bytes are free.") from error
-        self._prune(progress.step)
+            self._size = seal(beside)
+            put(beside, target)
+        except (OSError, SafetensorError, CheckpointError) as error:
+            tidy(self._folder)
+            raise cannot_write(target, needed, error) from error
+        self.saved = {progress.step: target}
+        self._prune(progress)
         return target
 
     def resume(self, order: Mapping[str, int]) -> Progress | None:
@@ -100,6 +110,7 @@ class Checkpoints:
         Raises:
             CheckpointError: The checkpoint is missing, incomplete, damaged, or does not fit.
         """
+        tidy(self._folder)
         found = self.find(order)
         if found is None:
             return None
@@ -107,7 +118,9 @@ class Checkpoints:
         session = self._session
         session.kernel.load_weights(session.prepared.model, folder, session.run)
         session.strategy.load(folder)
-        _load_random_state(folder)
+        load_random_state(folder)
+        progress.best = self._still_there(progress.best)
+        _log.info("%s", _where(progress.step, session.plan.total_steps))
         return progress
 
     def find(self, order: Mapping[str, int]) -> tuple[Path, Progress] | None:
@@ -124,7 +137,25 @@ class Checkpoints:
         except (OSError, msgspec.DecodeError) as error:
             raise CheckpointError(f"{folder / STATE} cannot be read: {error}") from error
         _check_order(folder, progress, order)
+        check_settings(folder, progress.settings, self._settings)
         return folder, progress
+
+    def load_best(self, best: Best | None) -> None:
+        """Put the weights of the best checkpoint into the model, if the configuration asks for it.
+
+        Raises:
+            CheckpointError: There is none, or it was damaged since it was saved.
+        """
+        if not self._retention.load_best:
+            return
+        if best is None:
+            raise CheckpointError("load_best_model_at_end: no checkpoint has a finite evaluation loss.")
+        folder = self._folder / f"checkpoint-{best.step}"
+        problem = incompleteness(folder)
+        if problem:
+            raise CheckpointError(f"load_best_model_at_end: {folder} cannot be read: {problem}.")
+        self._session.kernel.load_weights(self._session.prepared.model, folder, self._session.run)
+        _log.info("the model is that of %s, evaluation loss %.6g", folder.name, best.eval_loss)
 
     def _chosen(self) -> Path | None:
         training = self._session.run.config.training
@@ -141,34 +172,32 @@ class Checkpoints:
             _log.warning("%s is passed over: %s", folder, problem)
         return None
 
-    def _prune(self, step: int) -> None:
-        """Delete the oldest; never the one just written, nor what another run left with a higher number."""
-        older = [folder for at, folder in checkpoints_in(self._folder) if at < step]
-        for folder in older[: len(older) + 1 - self._keep] if self._keep and len(older) >= self._keep else ():
-            shutil.rmtree(folder, ignore_errors=True)
+    def _still_there(self, best: Best | None) -> Best | None:
+        if best is None or not incompleteness(self._folder / f"checkpoint-{best.step}"):
+            return best
+        _log.warning(
+            "the best checkpoint so far, step %d with evaluation loss %.6g, is not in %s; the best is found anew",
+            best.step,
+            best.eval_loss,
+            self._folder,
+        )
+        return None
+
+    def _prune(self, progress: Progress) -> None:
+        complete = {at: folder for at, folder in checkpoints_in(self._folder) if (folder / MANIFEST).exists()}
+        best = progress.best.step if progress.best else None
+        for step in expendable(list(complete), progress.step, best, self._retention.limit):
+            try:
+                remove(complete[step])
+            except OSError as error:
+                _log.warning("%s cannot be deleted: %s", complete[step], error)
 
 
-def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) of everything named like a checkpoint, oldest first."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.match(path.name))]
-    return sorted(found)
-
-
-def incompleteness(folder: Path) -> str:
-    """Return why a folder is no complete checkpoint; empty if it is one."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-        for name, (size, digest) in manifest["files"].items():
-            file = folder / name
-            if not file.is_file() or file.stat().st_size != size:
-                return f"{name} is missing or cut short"
-            if _digest(file) != digest:
-                return f"{name} was changed after it was written"
-    except FileNotFoundError:
-        return "there is no manifest.json, so it was never completed" if folder.is_dir() else "there is no such folder"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json cannot be read: {error}"
-    return ""
+def _where(step: int, total: int) -> str:
+    if step < total:
+        return f"going on from step {step} of {total}"
+    beyond = " The model stays that of the checkpoint." if step > total else ""
+    return f"nothing is left to train: the run ends at step {total}, and the checkpoint is of step {step}.{beyond}"
 
 
 def _check_order(folder: Path, progress: Progress, order: Mapping[str, int]) -> None:
@@ -182,62 +211,9 @@ def _check_order(folder: Path, progress: Progress, order: Mapping[str, int]) -> 
         )
 
 
-def _replace(target: Path, beside: Path) -> None:
-    """Put a finished folder in the place of `target`, which may exist from an earlier run."""
-    old = target.with_name(f".old-{target.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    beside.rename(target)
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_manifest(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        _sync(path)
-    rows = {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in files}
-    (folder / MANIFEST).write_text(json.dumps({"files": rows}, indent=2))
-    _sync(folder / MANIFEST)
-    _sync(folder)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _save_random_state(folder: Path) -> None:
-    version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    save_file(tensors, folder / RANDOM_TENSORS)
-    record = {"python": [version, numbers, gauss], "numpy": [name, position, has_gauss, cached]}
-    (folder / RANDOM).write_text(json.dumps(record))
-
-
-def _load_random_state(folder: Path) -> None:
-    try:
-        tensors = load_file(folder / RANDOM_TENSORS)
-        record = json.loads((folder / RANDOM).read_bytes())
-        version, numbers, gauss = record["python"]
-        random.setstate((version, tuple(numbers), gauss))
-        name, position, has_gauss, cached = record["numpy"]
-        keys = tensors["numpy"].numpy().astype(np.uint32)
-        np.random.set_state((name, keys, position, has_gauss, cached))
-        torch.set_rng_state(tensors["torch"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"the random state in {folder} cannot be read: {error}") from error
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
+def _bytes_of(session: Session) -> int:
+    """Return the bytes that the first checkpoint takes at least: what is trained, and the optimizer's state of it."""
+    trained: Iterator[torch.Tensor] = (p for p in session.prepared.model.parameters() if p.requires_grad)
+    states: Mapping[Any, Mapping[str, Any]] = getattr(session.prepared.optimizer, "state", {})
+    kept = (value for state in states.values() for value in state.values() if isinstance(value, torch.Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*trained, *kept))

@@ -17,17 +17,17 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
-from oumi_kernel import ConfigError, NumericsError, Problem, StopRequested
+from oumi_kernel import NumericsError, StopRequested
 from oumi_kernel.config import Moments
 from oumi_kernel.contracts import Session, StepRecord, Summary
 from oumi_plugins.trainers._batches import Batch, Batches
 from oumi_plugins.trainers._checkpoint import Checkpoints, Progress
 from oumi_plugins.trainers._memory import memory_errors
 from oumi_plugins.trainers._numerics import FREE, Attempt, Guard
-from oumi_plugins.trainers._signals import Stop, stop_signals
+from oumi_plugins.trainers._recomputing import recompute_activations
+from oumi_plugins.trainers._retention import Retention, save_is_due
 
 _log = logging.getLogger("oumi_plugins.trainers.loop")
-CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 
 
 class Objective(Protocol):
@@ -65,19 +65,18 @@ class Seen(msgspec.Struct):
 class Loop:
     """Trains a session to the end of its plan."""
 
-    def __init__(self, session: Session, objective: Objective, keep: int | None, allowed: int = 0) -> None:
+    def __init__(self, session: Session, objective: Objective, retention: Retention, allowed: int = 0) -> None:
         self.session, self.objective = session, objective
         self.training, self.plan = session.run.config.training, session.plan
         self.model, self.strategy = session.prepared.model, session.strategy
         objective.begin(session)
-        self.batches, self.checkpoints = Batches(session, objective.supervise), Checkpoints(session, keep)
+        self.batches, self.checkpoints = Batches(session, objective.supervise), Checkpoints(session, retention)
         self.guard = Guard(session, objective, allowed)
         self.progress = Progress(order=self.batches.order_follows_from)
         self.loss_sum = self.norm = torch.zeros((), dtype=torch.float32)
         self.rate = 0.0
         self.figures: dict[str, float] = {}
-        self.evaluated_at = -1
-        self.stop = Stop()
+        self.stop, self.started_at = session.stop, 0
         self.clock, self.clock_tokens = time.perf_counter(), 0
 
     def train(self) -> Summary:
@@ -93,16 +92,19 @@ class Loop:
         if resumed:
             resumed.order = self.progress.order
             self.progress, self.loss_sum = resumed, torch.tensor(resumed.loss_sum)
-            _log.info("going on from step %d of %d", resumed.step, self.plan.total_steps)
+            self.started_at = resumed.step
         self.session.kernel.train_start(self.session.run, self.plan, self.progress.step)
         self.clock, self.clock_tokens = time.perf_counter(), self.progress.tokens
-        with stop_signals(self.stop), memory_errors():
+        with memory_errors():
             if self.progress.evaluation_due:
                 self._evaluate()
             self._steps()
-            self._check_finite()
-            if self._evaluates() and self.evaluated_at != self.progress.step:
+            if self.progress.step > self.started_at:
+                self._check_finite()
+            if self._evaluates() and self.progress.evaluated_at != self.progress.step:
                 self._evaluate()
+            self._end_if_asked()
+            self.checkpoints.load_best(self.progress.best)
         return Summary(steps=self.progress.step, figures=self.figures)
 
     def rehearse(self) -> list[str]:
@@ -142,7 +144,7 @@ class Loop:
     def _prepare_model(self) -> None:
         training = self.training
         if training.enable_gradient_checkpointing:
-            self._checkpoint_activations({"use_reentrant": False} | training.gradient_checkpointing_kwargs)
+            recompute_activations(self.model, {"use_reentrant": False} | training.gradient_checkpointing_kwargs)
         if training.compile:
             self.objective.compile()
         if training.log_model_summary:
@@ -151,30 +153,24 @@ class Loop:
             _log.warning("training.empty_device_cache_steps: no effect: there is no GPU.")
         self.model.train()
 
-    def _checkpoint_activations(self, options: dict[str, Any]) -> None:
-        for name in options:
-            if name not in CHECKPOINTING:
-                message = f"torch's activation checkpointing has no '{name}'. It has {', '.join(CHECKPOINTING)}."
-                path = f"training.gradient_checkpointing_kwargs.{name}"
-                raise ConfigError(Problem(code="unknown-key", path=path, message=message))
-        try:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-        except ValueError as error:
-            path = "training.enable_gradient_checkpointing"
-            raise ConfigError(Problem(code="not-served", path=path, message=str(error))) from error
-        if options["use_reentrant"]:  # the reentrant kind gives no gradient where no input asks for one
-            self.model.enable_input_require_grads()
-
     def _steps(self) -> None:
+        self._end_if_asked()
         while self.progress.step < self.plan.total_steps:
             for window in self.batches.windows(self.progress.epoch, self.progress.micro_batches):
                 self._step(window)
                 self._after_step()
-                if self.stop.requested:
-                    folder = self._save()
-                    raise StopRequested(f"asked to stop at step {self.progress.step}; {folder} is complete.")
+                self._end_if_asked()
                 if self.progress.step >= self.plan.total_steps:
                     return
+
+    def _end_if_asked(self) -> None:
+        step = self.progress.step
+        if not self.stop.requested:
+            return
+        if step == self.started_at:
+            raise StopRequested(f"asked to stop at step {step}: nothing was trained since it began, nothing is lost.")
+        folder = self.checkpoints.saved.get(step) or self._save()
+        raise StopRequested(f"asked to stop at step {step}; {folder} is complete.")
 
     def _step(self, window: list[Batch]) -> None:
         count = sum(supervised for _, supervised in window)
@@ -213,10 +209,11 @@ class Loop:
         step = progress.step
         if training.empty_device_cache_steps and step % training.empty_device_cache_steps == 0:
             torch.cuda.empty_cache()
-        if self._evaluates() and _is_due(training.eval_strategy, step, training.eval_steps, epoch_ends=epoch_ends):
+        ends = step >= self.plan.total_steps
+        evaluation_is_due = ends or _is_due(training.eval_strategy, step, training.eval_steps, epoch_ends=epoch_ends)
+        if self._evaluates() and evaluation_is_due:  # before the checkpoint, which then knows its figure
             self._evaluate()
-        by_steps = training.save_steps and step % training.save_steps == 0
-        if (by_steps or (training.save_epoch and epoch_ends)) and not self.stop.requested:
+        if save_is_due(training, step, ends=ends, epoch_ends=epoch_ends) and not self.stop.requested:
             self._save()
 
     def _record(self, epoch: float, *, epoch_ends: bool) -> StepRecord:
@@ -274,7 +271,7 @@ class Loop:
         self.progress.evaluation_due = figures is None
         if figures is None:
             return
-        self.evaluated_at = self.progress.step
+        self.progress.evaluated_at = self.progress.step
         self.figures |= figures
         self.session.kernel.evaluate_end(self.session.run, self.progress.step, figures)
         observe = getattr(self.session.prepared.scheduler, "observe", None)
@@ -286,7 +283,8 @@ class Loop:
         self._check_finite()
         started = time.perf_counter()
         self.progress.loss_sum = float(self.loss_sum)
-        folder = self.checkpoints.save(self.progress)
+        evaluated = self.progress.evaluated_at == self.progress.step
+        folder = self.checkpoints.save(self.progress, self.figures["eval_loss"] if evaluated else None)
         self.session.kernel.checkpoint_saved(self.session.run, self.progress.step, folder)
         self.clock += time.perf_counter() - started
         return folder

@@ -55,7 +55,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 class Loss(Protocol):
     """What the search for a sample needs of a training method (see `_loop.Objective`)."""
 
-    def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[Mapping[str, Any], int]:
+    def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], int]:
         """Return a collated batch as the model reads it, and its supervised tokens."""
         ...
 

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from oumi_kernel import ConfigError, DataError, Problem
+from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config import TrainTarget
 from oumi_kernel.contracts import Plan, Row, Run, Session, Summary
 from oumi_kernel.plugins.slots import filled_splits
 from oumi_kernel.rehearsal import Estimate, Lengths, PreviewedExample, token_view
-from oumi_plugins.trainers._conversations import Renderer
+from oumi_plugins.trainers._cache import Cache, user_folder
+from oumi_plugins.trainers._encoding import Settings, limit_of
 from oumi_plugins.trainers._estimate import estimate
-from oumi_plugins.trainers._examples import Examples, Report
+from oumi_plugins.trainers._examples import Examples
 from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._loop import Loop
 from oumi_plugins.trainers._miniature import Unasked, miniature
 from oumi_plugins.trainers._order import epoch_order
 from oumi_plugins.trainers._parameters import parameter_groups
+from oumi_plugins.trainers._preparation import Preparation
 from oumi_plugins.trainers._preview import lengths_of, previews, tokens_of
+from oumi_plugins.trainers._retention import Retention, check_load_best
 from oumi_plugins.trainers.sft import SftParams
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
 IGNORE = -100
-SANE_LENGTH = 1_000_000
-MAX_DROPPED = 0.01
 MAX_SKIPPED = 3
 
 
@@ -39,39 +39,23 @@ class SftTrainer:
 
     def __init__(self, params: SftParams, tokenizer: Any, run: Run) -> None:
         self._params, self._tokenizer, self._run = params, tokenizer, run
+        self._retention = Retention(params.save_total_limit, params.load_best_model_at_end)
+        check_load_best(run.config, self._retention)
         ignore = run.config.training.label_ignore_index
         self._ignore = IGNORE if ignore is None else ignore
 
     def prepare(self, split: str, rows: Sequence[Row], target: TrainTarget) -> Examples:
-        """Return examples: `input_ids` and `labels`, lists of equal length, labels not shifted."""
-        limit = self._limit()
-        render: Renderer | None = None
-        examples: list[dict[str, list[int]]] = []
-        dropped: Counter[str] = Counter()
-        shortest: list[int] = []
-        sources: list[int] = []
-        cut = 0
-        for index, row in enumerate(rows):
-            place = f"data.{split}, row {index}"
-            if "messages" in row:
-                render = render or Renderer(self._tokenizer, target)
-                ids, mask = render(row, place)
-                labels = [token if kept else self._ignore for token, kept in zip(ids, mask, strict=True)]
-            else:
-                ids, labels = self._plain(row, place)
-                mask = [label != self._ignore for label in labels]
-            if not any(mask[1:]):  # nothing predicts the first token
-                dropped["no supervised token"] += 1
-            elif not any(mask[1:limit]):
-                dropped[f"no supervised token within {limit} tokens"] += 1
-                shortest.append(mask.index(True, 1) + 1)
-            else:
-                examples.append({"input_ids": ids[:limit], "labels": labels[:limit]})
-                sources.append(index)
-                cut += len(ids) > limit
-        self._report(split, len(rows), examples, dropped, shortest)
-        report = Report(rows=len(rows), used=len(examples), dropped=dict(dropped), cut=cut)
-        return Examples(examples, sources, report)
+        """Return examples of `input_ids` and `labels`, labels not shifted, which lie on disk (see `Examples`)."""
+        data = getattr(self._run.config.data, split)
+        settings = Settings(
+            target=target,
+            variables=self._run.config.model.chat_template_kwargs or {},
+            limit=limit_of(self._params.max_length, self._run.config.model.model_max_length, self._tokenizer),
+            ignore=self._ignore,
+            pack=data.pack,
+            column=data.target_col,
+        )
+        return Preparation(split, self._tokenizer, settings, Cache(user_folder()))(rows)
 
     def plan(self, examples: Mapping[str, Sequence[Any]]) -> Plan:
         """Return the number of optimizer steps; the last window of an epoch may be smaller and counts."""
@@ -105,7 +89,7 @@ class SftTrainer:
 
     def rehearse(self, session: Session, skeleton: nn.Module) -> Estimate:
         """Do what training does before its first step, and estimate what it needs."""
-        notes = Loop(session, Unasked(self._ignore), self._params.save_total_limit).rehearse()
+        notes = Loop(session, Unasked(self._ignore), self._retention).rehearse()
         return estimate(session, skeleton, self._params.save_total_limit, notes)
 
     def train(self, session: Session) -> Summary:
@@ -115,11 +99,11 @@ class SftTrainer:
         allowed = self._params.max_skipped_steps
         allowed = MAX_SKIPPED if allowed is None else allowed
         allowed = allowed if self._params.on_nonfinite == "skip" else 0
-        return Loop(session, self, self._params.save_total_limit, allowed).train()
+        return Loop(session, self, self._retention, allowed).train()
 
     def evaluate(self, session: Session) -> Mapping[str, float]:
         """Evaluate the validation split."""
-        return Loop(session, self, None).evaluate() or {}
+        return Loop(session, self, Retention()).evaluate() or {}
 
     def begin(self, session: Session) -> None:
         """Ask the model how it computes the losses of a batch, and say so where batches must be padded.
@@ -130,9 +114,12 @@ class SftTrainer:
         forward = Forward(session.prepared.model, ignore=self._ignore, smoothing=self._params.label_smoothing_factor)
         forward.choose(self._run.config.model.attn_implementation, session.strategy.forward_context)
         self._forward = forward
+        splits = dict(filled_splits(self._run.config))
         if forward.is_flat:
+            for name in (name for name, split in splits.items() if split.collator_kwargs.get("pad_to_multiple_of")):
+                _log.warning("data.%s.collator_kwargs.pad_to_multiple_of: no effect: padding is not computed.", name)
             return
-        packed = [name for name, split in filled_splits(self._run.config) if split.pack]
+        packed = [name for name, split in splits.items() if split.pack]
         if packed:
             message = f"this model cannot keep packed examples apart: {forward.why_padded}."
             hint = "Set pack: false, or attn_implementation: null, sdpa or eager of a model without recurrent layers."
@@ -162,40 +149,3 @@ class SftTrainer:
         for index in first:
             view = token_view(tokens_of(self._tokenizer, examples[index], self._ignore))
             _log.info("example %d: %s", index, " ".join(text for text, _ in view))
-
-    def _limit(self) -> int:
-        own, model = self._params.max_length, self._run.config.model.model_max_length
-        tokenizer = self._tokenizer.model_max_length
-        return own or model or (tokenizer if tokenizer < SANE_LENGTH else SANE_LENGTH)
-
-    def _plain(self, row: Row, place: str) -> tuple[list[int], list[int]]:
-        """Return (token ids, labels) of a row of tokens, as they are, or of a text, all of it supervised."""
-        if "input_ids" in row:
-            ids, labels = list(row["input_ids"]), row.get("labels")
-            labels = list(ids if labels is None else labels)
-            if len(ids) != len(labels):
-                raise DataError(f"{place}: {len(ids)} input_ids and {len(labels)} labels; each token needs its label.")
-            return ids, labels
-        if not isinstance(row.get("text"), str):
-            keys = ", ".join(map(str, row))
-            raise DataError(f"{place}: a row with the keys {keys} cannot be trained on; it needs messages or text.")
-        ids = list(self._tokenizer(row["text"])["input_ids"])
-        begin, end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
-        if begin is not None and ids[:2] == [begin, begin]:
-            ids = ids[1:]  # the text brought its own
-        if end is not None and (not ids or ids[-1] != end):
-            ids = [*ids, end]
-        return ids, list(ids)
-
-    def _report(
-        self, split: str, rows: int, examples: Sequence[Any], dropped: Counter[str], shortest: list[int]
-    ) -> None:
-        if not examples:
-            smallest = f"; the smallest limit that keeps a row is {min(shortest)}" if shortest else ""
-            raise DataError(
-                f"data.{split}: 0 of {rows} rows have a supervised token after truncation "
-                f"(max_length={self._limit()}{smallest}). Raise model.model_max_length, or check train_target."
-            )
-        for reason, count in dropped.items():
-            level = logging.WARNING if count > MAX_DROPPED * rows else logging.INFO
-            _log.log(level, "data.%s: %d of %d rows dropped: %s", split, count, rows, reason)

@@ -22,7 +22,10 @@ class SftParams(Params):
     """Share of each target's probability that is spread over the whole vocabulary in training; evaluation has none."""
 
     save_total_limit: PositiveInt | None = None
-    """Newest checkpoints to keep. Null: all."""
+    """Checkpoints to keep: the newest, from 2 on also the one with the lowest evaluation loss. Null: all."""
+
+    load_best_model_at_end: bool = False
+    """Whether the final model is that of the checkpoint with the lowest evaluation loss, not the last one."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does: stop ends the run before the step, skip goes on without it."""
@@ -41,9 +44,6 @@ class Sft(Component):
 
     params_type = SftParams
     unserved = {
-        "data.*.pack": "packing is not there yet.",
-        "data.*.stream": "streams are not there yet.",
-        "data.*.target_col": "packing is not there yet.",
         "data.*.use_torchdata": "batches come from torch's own loader.",
         "data.test.datasets": "only train and validation are used.",
         "data.*.datasets[].transform_num_workers": "rows are prepared in one process.",

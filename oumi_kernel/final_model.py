@@ -1,0 +1,50 @@
+"""The model that a run leaves: written beside, then moved, so that an older one is replaced by a complete one only."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from oumi_kernel.contracts import Session
+from oumi_kernel.disk import cannot_write, require_space, sync
+from oumi_kernel.errors import CheckpointError
+
+
+def save_final_model(session: Session) -> None:
+    """Write the trained model into the output folder.
+
+    Raises:
+        CheckpointError: It cannot be written; a model that was there before is left as it was.
+    """
+    run, model = session.run, session.prepared.model
+    beside = run.output_dir / ".tmp-model"
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    if run.world.is_main:
+        shutil.rmtree(beside, ignore_errors=True)
+        require_space(run.output_dir / "the model", needed)
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        state = lambda: session.strategy.full_state(model)  # noqa: E731
+        session.kernel.save_model(model, state, session.tokenizer, beside, run)
+        if run.world.is_main:
+            _move(beside, run.output_dir)
+    except (OSError, CheckpointError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise cannot_write(run.output_dir / "the model", needed, error) from error
+
+
+def _move(beside: Path, target: Path) -> None:
+    files = sorted(path for path in beside.rglob("*") if path.is_file())
+    for file in files:
+        sync(file)
+    for file in files:
+        place = target / file.relative_to(beside)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+    written = {file.name for file in files}
+    for left in target.glob("model*.safetensors*"):  # parts of an earlier model, which readers would prefer
+        if left.name not in written:
+            left.unlink()
+    sync(target)
+    shutil.rmtree(beside)

@@ -1,0 +1,98 @@
+"""Folders that are complete or not there: what a manifest vouches for, and how a folder takes its place.
+
+A folder is written as `.tmp-NAME` and renamed. One that is in the way steps aside as `.old-NAME`, one that is deleted
+goes as `.gone-NAME`: whenever a process is killed, `tidy` finds out from the names what was going on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from oumi_kernel.disk import sync
+
+MANIFEST = "manifest.json"
+STATE = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)\Z")
+
+
+def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of everything named like a checkpoint, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.match(path.name))]
+    return sorted(found)
+
+
+def seal(folder: Path) -> int:
+    """Check that every tensor file opens, write the manifest, wait for the disk, and return the bytes written."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):  # refuses a file that does not hold what its header says
+                pass
+        sync(path)
+    rows = {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in files}
+    (folder / MANIFEST).write_text(json.dumps({"files": rows}, indent=2))
+    sync(folder / MANIFEST)
+    for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
+        sync(path)
+    return sum(size for size, _ in rows.values())
+
+
+def incompleteness(folder: Path) -> str:
+    """Return why a folder is no complete checkpoint; empty if it is one. Files that it does not name are not opened."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        if STATE not in manifest["files"]:
+            return f"manifest.json does not name {STATE}"
+        for name, (size, digest) in manifest["files"].items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != size:
+                return f"{name} is missing or cut short"
+            if _digest(file) != digest:
+                return f"{name} was changed after it was written"
+    except FileNotFoundError:
+        return "there is no manifest.json, so it was never completed" if folder.is_dir() else "there is no such folder"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json cannot be read: {error}"
+    return ""
+
+
+def put(beside: Path, target: Path) -> None:
+    """Put a sealed folder in the place of `target`, which may exist from an earlier run."""
+    old = target.with_name(f".old-{target.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    beside.rename(target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder; if that is broken off, what is left is not taken for it."""
+    gone = folder.with_name(f".gone-{folder.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Clean up after a process that was killed while it wrote, replaced or deleted a checkpoint."""
+    for old in folder.glob(".old-checkpoint-*"):
+        target = folder / old.name.removeprefix(".old-")
+        if not target.exists() and not incompleteness(old):
+            old.rename(target)  # its successor did not come
+    for kind in ("old", "tmp", "gone"):
+        for left in folder.glob(f".{kind}-checkpoint-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
