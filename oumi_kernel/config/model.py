@@ -60,7 +60,7 @@ class ModelParams(Params):
     tokenizer's own, as for null)."""
 
     chat_template_kwargs: dict[str, Any] | None = None
-    """Further variables for the chat template."""
+    """Further variables for the chat template, such as enable_thinking. One that it never reads is an error."""
 
     attn_implementation: str | None = None
     """How attention is computed: sdpa, eager, flash_attention_2, or a kernel from the hub. Null: the model's choice."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from oumi_kernel import ConfigError, DataError
 from oumi_kernel.config import TrainTarget
-from oumi_plugins.trainers._conversations import Renderer
+from oumi_plugins.trainers._conversations import Renderer, sentence
 from tests.conftest import QUICKSTART, ROOT
+from tests.trainers.marking import ALL, FINAL, marked, marked_with_remarks, supervised, tokenizer_with
 
 TEMPLATES = ROOT / "plugins/oumi_plugins/models/chat_templates"
 CHATML = (QUICKSTART / "model/chat_template.jinja").read_text()
-ALL = TrainTarget.ALL_ASSISTANT_TURNS
-FINAL = TrainTarget.FINAL_ASSISTANT_TURN
 
 CHAT = [
     {"role": "user", "content": "Do I need a permit?"},
@@ -25,27 +23,6 @@ CHAT = [
     {"role": "assistant", "content": "It is the law."},
 ]
 SYSTEM = [{"role": "system", "content": "Be brief."}, *CHAT]
-
-
-def tokenizer_with(template: str, *markers: str) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART / "model")
-    tokenizer.chat_template = template
-    tokenizer.add_special_tokens({"extra_special_tokens": list(markers)})
-    return tokenizer
-
-
-def supervised(tokenizer: Any, messages: list[dict[str, Any]], target: TrainTarget = ALL, **row: Any) -> list[str]:
-    """Return the decoded runs of supervised tokens, after checking that ids equal the full rendering's."""
-    ids, mask = Renderer(tokenizer, target)({"messages": messages, **row}, "data.train, row 7")
-    assert len(ids) == len(mask)
-    assert ids == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **row)
-    runs: list[list[int]] = [[]]
-    for token, kept in zip(ids, mask, strict=True):
-        if kept:
-            runs[-1].append(token)
-        elif runs[-1]:
-            runs.append([])
-    return [tokenizer.decode(run) for run in runs if run]
 
 
 # What ends an assistant's turn in each template that is shipped, with the markers that its models' tokenizers have.
@@ -150,21 +127,123 @@ def test_generation_marks_of_the_template_are_followed() -> None:
     assert supervised(tokenizer_with(marked), SYSTEM, FINAL) == found[1:]
 
 
-def test_a_template_that_rewrites_what_came_before_is_an_error_with_row_and_turn() -> None:
-    """Counts the turns of the whole conversation, as templates do that treat the last turn in another way."""
+def test_a_template_may_write_the_number_of_turns_or_other_things_in_front() -> None:
     template = CHATML.replace("{% for m in", "{{ messages | length }}{% for m in")
-    with pytest.raises(DataError, match=r"data\.train, row 7: turn 1: .*generation prompt is not how"):
-        supervised(tokenizer_with(template), CHAT)
+    assert supervised(tokenizer_with(template), CHAT) == ["Yes, you do.<|im_end|>", "It is the law.<|im_end|>"]
 
 
-def test_a_turn_that_changes_when_later_turns_follow_is_an_error_with_row_and_turn() -> None:
-    """Drops the thoughts of all turns but the last, as Qwen3 does."""
+def test_a_template_may_write_earlier_turns_in_another_way_than_the_last() -> None:
+    """Drops the thoughts of all turns but the last."""
     template = CHATML.replace("m['content']", "m['content'] if loop.last else m['content'].split('</think>')[-1]")
-    thinking = [CHAT[0], {"role": "assistant", "content": "<think>hm</think>Yes."}, *CHAT[2:]]
-    assert supervised(tokenizer_with(template), thinking[:2]) == ["<think>hm</think>Yes.<|im_end|>"]
-    with pytest.raises(DataError, match=r"row 7: turn 1: .*differently when later turns follow"):
-        supervised(tokenizer_with(template), thinking)
-    assert supervised(tokenizer_with(template), thinking, FINAL) == ["It is the law.<|im_end|>"]
+    first = {"role": "assistant", "content": "<think>hm</think>Yes."}
+    last = {"role": "assistant", "content": "<think>ah</think>So."}
+    assert supervised(tokenizer_with(template), [CHAT[0], first]) == ["<think>hm</think>Yes.<|im_end|>"]
+    thinking = [CHAT[0], first, CHAT[2], first, CHAT[2], last]
+    expected = ["Yes.<|im_end|>", "Yes.<|im_end|>", "<think>ah</think>So.<|im_end|>"]
+    assert supervised(tokenizer_with(template), thinking) == expected
+    assert supervised(tokenizer_with(template), thinking, FINAL) == expected[2:]
+
+
+def test_a_template_may_refuse_short_conversations() -> None:
+    """What ends a turn is then read off the conversation itself."""
+    template = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}" + CHATML
+    assert supervised(tokenizer_with(template), SYSTEM) == ["Yes, you do.<|im_end|>", "It is the law.<|im_end|>"]
+    assert supervised(tokenizer_with(template), SYSTEM[:3]) == ["Yes, you do.<|im_end|>"]
+
+
+LOST = {
+    "leaves the assistant's turn out": "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+    "writes the assistant's turn in more than one place": CHATML + "{{ messages[1]['content'] }}",
+    "refuses the conversation when other words stand in it": CHATML
+    + "{% if 'permit' not in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}",
+    "writes around the assistant's turn changes with the turn's words": CHATML.replace(
+        "m['role'] }}", "m['role'] }} {{ m['content'] | length }}"
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", LOST)
+def test_a_turn_that_cannot_be_found_is_an_error_with_row_turn_and_way_out(reason: str) -> None:
+    with pytest.raises(DataError, match=rf"data\.train, row 7: turn 1: .*{reason}.*Use another template"):
+        supervised(tokenizer_with(LOST[reason]), CHAT)
+
+
+def test_a_template_that_ends_no_turn_is_an_error_since_the_model_would_never_stop() -> None:
+    with pytest.raises(DataError, match=r"row 7: turn 3: .*writes nothing that ends the assistant's turn"):
+        supervised(tokenizer_with(CHATML.replace("<|im_end|>\n", "")), CHAT)
+
+
+@pytest.mark.parametrize("header", ["<|{{ m['role'] }}|>", "<|im_start|>{{ m['role'] + '\n' }}"])
+def test_turns_in_between_that_nothing_ends_are_counted_and_headers_end_nothing(header: str) -> None:
+    template = f"{{% for m in messages %}}{header}{{{{ m['content'] }}}}{{% endfor %}}<|im_end|>"
+    text, remarks = marked_with_remarks(tokenizer_with(template, "<|user|>", "<|assistant|>"), CHAT)
+    assert "«Yes, you do.»<|" in text
+    assert text.endswith("«It is the law.<|im_end|>»")
+    assert remarks == [
+        "the chat template does not end assistant turns that others follow: 1 times, first in data.train, row 7: "
+        "turn 1."
+    ]
+
+
+def test_a_system_turn_that_the_template_drops_is_counted_with_the_first_row() -> None:
+    template = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+    renderer = Renderer(tokenizer_with(template), ALL)
+    for index in range(3):
+        renderer({"messages": SYSTEM if index else CHAT}, f"data.train, row {index}")
+    assert [sentence(what, *found) for what, found in renderer.take_remarks().items()] == [
+        "the chat template leaves out the text of system turns: 2 times, first in data.train, row 1: turn 0."
+    ]
+    assert not marked_with_remarks(tokenizer_with(CHATML), SYSTEM)[1]
+
+
+def test_texts_are_counted_even_where_a_template_takes_no_marks() -> None:
+    template = LOST["refuses the conversation when other words stand in it"].replace(
+        "m['content']", "m['content'] | replace('Why', 'How')"
+    )
+    renderer = Renderer(tokenizer_with(template), TrainTarget.ALL_TOKENS)
+    renderer({"messages": CHAT}, "row 0")
+    assert [sentence(what, *found) for what, found in renderer.take_remarks().items()] == [
+        "the chat template leaves out or changes part of the text of user turns: 1 times, first in row 0: turn 2."
+    ]
+
+
+def test_tools_that_the_template_never_reads_are_counted() -> None:
+    tool = {"type": "function", "function": {"name": "permit", "description": "", "parameters": {}}}
+    _, remarks = marked_with_remarks(tokenizer_with(CHATML), CHAT, tools=[tool])
+    assert remarks == ["the chat template never reads the tools of a row: 1 times, first in data.train, row 7."]
+    assert not marked_with_remarks(tokenizer_with("{% set _ = tools %}" + CHATML), CHAT, tools=[tool])[1]
+
+
+def test_a_users_text_that_the_template_changes_is_counted_and_blanks_are_not() -> None:
+    template = CHATML.replace("m['content']", "m['content'] | replace('Why', 'How') | trim")
+    messages = [{"role": "user", "content": " Do I? \n"}, *CHAT[1:]]
+    text, remarks = marked_with_remarks(tokenizer_with(template), messages)
+    assert text.count("«") == 2
+    assert remarks == [
+        "the chat template leaves out or changes part of the text of user turns: 1 times, "
+        "first in data.train, row 7: turn 2."
+    ]
+
+
+@pytest.mark.parametrize("target", list(TrainTarget))
+def test_rows_together_give_what_rows_alone_give(target: TrainTarget) -> None:
+    rows = [{"messages": messages} for messages in (CHAT, SYSTEM, CHAT[:2], CHAT[:1], CHAT[:3])]
+    places = [f"row {index}" for index in range(len(rows))]
+    alone = [Renderer(tokenizer_with(CHATML), target)(row, place) for row, place in zip(rows, places, strict=True)]
+    assert Renderer(tokenizer_with(CHATML), target).batch(rows, places) == alone
+    assert Renderer(tokenizer_with(CHATML), target).batch([], []) == []
+
+
+def test_an_error_in_one_row_of_many_names_that_row() -> None:
+    template = CHATML + "{% if messages | length == 1 %}{{ raise_exception('too short') }}{% endif %}"
+    rows = [{"messages": CHAT}, {"messages": CHAT[:1]}]
+    with pytest.raises(DataError, match=r"^row b: the chat template refuses this conversation: too short"):
+        Renderer(tokenizer_with(template), ALL).batch(rows, ["row a", "row b"])
+
+
+def test_variables_reach_the_template() -> None:
+    template = CHATML.replace("{% for m in", "{{ mood }}{% for m in")
+    assert marked(tokenizer_with(template), CHAT, variables={"mood": "glad"}).startswith("glad<|im_start|>user")
 
 
 def test_what_the_template_refuses_is_an_error_with_the_row() -> None:

@@ -13,6 +13,7 @@ from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
 from oumi_plugins.models._chat_template import set_chat_template
 from oumi_plugins.models._names import not_found, revision
+from oumi_plugins.models._template_variables import check_variables
 
 ARGUMENTS = (
     "add_bos_token add_eos_token add_prefix_space additional_special_tokens chat_template "
@@ -26,7 +27,7 @@ def build_tokenizer(params: ModelParams, run: Run) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model section, and set its padding token, length limit and chat template.
 
     Raises:
-        ConfigError: It cannot be found, or an argument or the chat template is unknown.
+        ConfigError: It cannot be found, or an argument, the chat template or a variable of it is unknown.
     """
     tokenizer = _load(params, run, {})
     if params.tokenizer_kwargs:
@@ -37,6 +38,7 @@ def build_tokenizer(params: ModelParams, run: Run) -> PreTrainedTokenizerBase:
     if params.tokenizer_pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": params.tokenizer_pad_token})
     set_chat_template(tokenizer, params.chat_template, run)
+    check_variables(tokenizer, params.chat_template_kwargs or {})
     return tokenizer
 
 

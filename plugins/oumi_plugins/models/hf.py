@@ -17,7 +17,6 @@ class HF(Component):
     unserved = {
         "model.adapter_model": "no component loads adapters yet.",
         "model.processor_kwargs": "no component builds processors of vision-language models yet.",
-        "model.chat_template_kwargs": "templates are rendered without further variables yet.",
     }
     without_effect = {
         "model.shard_for_eval": "it is for evaluation harnesses.",

@@ -1,30 +1,36 @@
 """One full rendering of a conversation -> token ids and which of them are supervised.
 
 The text of the whole conversation is rendered once by the chat template and tokenised once; nothing is tokenised in
-pieces, so ids are exactly those of `apply_chat_template`. Where an assistant's turn stands in that text is read off the
-template's `{% generation %}` blocks if it has them, otherwise off renderings of the conversation's beginnings, which
-must be prefixes of the full text; where they are not, that is an error and never a guess.
+pieces, so ids are exactly those of `apply_chat_template`. Supervised is what an assistant writes: what follows the
+header that a generation prompt would write, up to and with what ends the turn. Where that stands in the text is found
+by `_turns`; the template's `{% generation %}` blocks, if it has them, choose among it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
 from oumi_kernel import ConfigError, DataError, Problem
 from oumi_kernel.config import TrainTarget
+from oumi_plugins.trainers._generation_blocks import choose, has_blocks, stray
+from oumi_plugins.trainers._masks import Span, mask
+from oumi_plugins.trainers._template import REFUSALS, Template
+from oumi_plugins.trainers._turns import Lost, Turn, Turns
 
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_WAY_OUT = "Use a template with generation marks (model.chat_template), or train_target: all_tokens."
+_WAY_OUT = "Use another template (model.chat_template), leave the row out, or set train_target: all_tokens."
+
+
+def sentence(what: str, count: int, place: str) -> str:
+    """Return a remark in words."""
+    return f"the chat template {what}: {count} times, first in {place}."
 
 
 class Renderer:
     """Turns conversations into token ids with a mask."""
 
-    def __init__(self, tokenizer: Any, target: TrainTarget) -> None:
+    def __init__(self, tokenizer: Any, target: TrainTarget, variables: Mapping[str, Any] | None = None) -> None:
+        """Take a tokenizer with its template; `variables` are further ones for the template."""
         if not tokenizer.is_fast:
             message = "this tokenizer cannot say where in the text a token stands; a fast tokenizer is needed."
             raise ConfigError(Problem(code="not-served", path="model.tokenizer_name", message=message))
@@ -33,11 +39,8 @@ class Renderer:
             hint = "Name one, such as chat_ml, or give the path of a .jinja file."
             raise ConfigError(Problem(code="missing-key", path="model.chat_template", message=message, hint=hint))
         self._tokenizer, self._target = tokenizer, target
-        names = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
-        # What closes a turn whatever follows it: one of the tokenizer's own markers, or a word that ends before the
-        # text goes on in another way.
-        closings = "|".join((*map(re.escape, names), r"\S+(?=\s)"))
-        self._marker = re.compile(rf"\s*(?:{closings})")
+        self._template = Template(tokenizer, variables or {})
+        self._remarks: dict[str, tuple[int, str]] = {}
 
     def __call__(self, row: Mapping[str, Any], place: str) -> tuple[list[int], list[bool]]:
         """Return (token ids, whether each is supervised) of one conversation.
@@ -45,113 +48,104 @@ class Renderer:
         Raises:
             DataError: The template refuses the conversation, or does not show where an assistant's turn stands.
         """
-        messages, tools = list(row["messages"]), row.get("tools") or None
-        text = self._render(messages, tools, place)
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        if self._target is TrainTarget.ALL_TOKENS:
-            return ids, [True] * len(ids)
-        final = self._target is TrainTarget.FINAL_ASSISTANT_TURN
-        if _GENERATION.search(self._tokenizer.get_chat_template(tools=tools)):
-            mask = self._marked(messages, tools, ids, place)
-            return ids, _last_run(mask) if final else mask
-        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        spans = [self._span(messages, tools, turn, text, place) for turn in (turns[-1:] if final else turns)]
-        return ids, _inside(offsets, spans)
+        return self.batch([row], [place])[0]
 
-    def _render(self, messages: Sequence[Any], tools: Any, place: str, *, prompt: bool = False) -> str:
-        try:
-            return self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt
+    def batch(self, rows: Sequence[Mapping[str, Any]], places: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
+        """Return what a call for each row would, tokenised together, which is faster.
+
+        Raises:
+            DataError: As for one row; it names the row.
+        """
+        texts: list[str] = []
+        spans: list[list[Span]] = []
+        for row, place in zip(rows, places, strict=True):
+            messages, tools = list(row["messages"]), row.get("tools") or None
+            texts.append(self._render(messages, tools, place))
+            spans.append(self._spans(messages, tools, texts[-1], place))
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        everything = self._target is TrainTarget.ALL_TOKENS
+        return [
+            (ids, [True] * len(ids) if everything else mask(text, offsets, chosen))
+            for text, ids, offsets, chosen in zip(
+                texts, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True
             )
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
+        ]
+
+    def take_remarks(self) -> dict[str, tuple[int, str]]:
+        """Return what users should know about the rows since the last call: what, how often, and where first."""
+        remarks, self._remarks = self._remarks, {}
+        return remarks
+
+    def _remark(self, what: str, place: str) -> None:
+        count, first = self._remarks.get(what, (0, place))
+        self._remarks[what] = count + 1, first
+
+    def _render(self, messages: Sequence[Any], tools: Any, place: str) -> str:
+        try:
+            return self._template.render(messages, tools)
+        except REFUSALS as error:
             raise DataError(f"{place}: the chat template refuses this conversation: {error}") from error
 
-    def _marked(self, messages: Sequence[Any], tools: Any, ids: list[int], place: str) -> list[bool]:
-        rendered = self._tokenizer.apply_chat_template(
-            list(messages), tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        if list(rendered["input_ids"]) != ids:
+    def _spans(self, messages: Sequence[Mapping[str, Any]], tools: Any, text: str, place: str) -> list[Span]:
+        """Return where the supervised text stands; and remark what the template made of the other turns."""
+        turns = Turns(self._template, text, messages, tools)
+        for turn, what in turns.altered():
+            self._remark(f"{what} of {messages[turn]['role']} turns", f"{place}: turn {turn}")
+        if tools and "tools" not in self._template.source(tools):
+            self._remark("never reads the tools of a row", place)
+        if self._target is TrainTarget.ALL_TOKENS:
+            return []
+        spoken = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+        wanted = spoken[-1:] if self._target is TrainTarget.FINAL_ASSISTANT_TURN else spoken
+        if spoken and has_blocks(self._template.source(tools)):
+            blocks = self._blocks(messages, tools, text, place)
+            return self._chosen([self._found(turns, turn, place) for turn in spoken], blocks, text, place)
+        return [self._closed(self._found(turns, turn, place), place) for turn in wanted]
+
+    def _blocks(self, messages: Sequence[Any], tools: Any, text: str, place: str) -> list[tuple[int, int]]:
+        again, blocks = self._template.marked(messages, tools)
+        if again != text:
             raise DataError(f"{place}: the chat template renders another text with its generation marks than without.")
-        return [bool(value) for value in rendered["assistant_masks"]]
+        return blocks
 
-    def _span(self, messages: Sequence[Any], tools: Any, turn: int, text: str, place: str) -> tuple[int, int]:
-        """Return where in `text` an assistant's turn begins and ends: its text and its end-of-turn token."""
-        start = self._start(messages, tools, turn, text, place)
-        after = self._render(messages[: turn + 1], tools, place)
-        if not after.startswith(text[:start]):
-            raise DataError(
-                f"{place}: turn {turn}: the chat template renders the turns before it differently when they stand "
-                f"alone, so which tokens are the assistant's cannot be told. {_WAY_OUT}"
-            )
-        is_prefix = text.startswith(after)
-        closed = (after if is_prefix else text[: _common(after, text)])[start:]
-        said = _said(messages[turn])
-        lead = len(closed) - len(closed.lstrip())
-        if said is not None and closed.startswith(said, lead):
-            told = lead + len(said)
-            marker = re.compile(r"\s*\S+") if is_prefix else self._marker
-            found = marker.match(closed, told)
-            return start, start + (found.end() if found else told)
-        if not is_prefix:
-            raise DataError(
-                f"{place}: turn {turn}: the chat template renders the assistant's turn differently when later turns "
-                f"follow. {_WAY_OUT}"
-            )
-        return start, start + len(closed.rstrip())
+    def _chosen(self, found: Sequence[Turn], blocks: Sequence[tuple[int, int]], text: str, place: str) -> list[Span]:
+        """Return what the template's generation blocks choose of the wanted turns."""
+        if stray(blocks, found, text):
+            self._remark("marks text outside of the assistant's turns, which is not supervised", place)
+        spans: list[Span] = []
+        for turn in found[-1:] if self._target is TrainTarget.FINAL_ASSISTANT_TURN else found:
+            self._closed(turn, place)
+            stretches, completed = choose(blocks, turn, text)
+            if completed:
+                what = "leaves the end of assistant turns out of its generation marks; it is supervised all the same"
+                self._remark(what, f"{place}: turn {turn.turn}")
+            spans += [Span(turn.floor, start, stop, turn.ceiling) for start, stop in stretches]
+        if not spans:
+            raise DataError(f"{place}: the generation marks of the chat template choose nothing here. {_WAY_OUT}")
+        return spans
 
-    def _start(self, messages: Sequence[Any], tools: Any, turn: int, text: str, place: str) -> int:
-        """Return where in `text` the header of an assistant's turn ends."""
-        if turn:
-            before = self._render(messages[:turn], tools, place, prompt=True)
-            if text.startswith(before):
-                return len(before)
-        else:  # nothing stands before it; the header is what a generation prompt adds to some other conversation
-            question = [{"role": "user", "content": "?"}]
-            with_header = self._render(question, tools, place, prompt=True)
-            header = with_header.removeprefix(self._render(question, tools, place))
-            found = text.find(header)
-            if len(header) < len(with_header) and found >= 0:
-                return found + len(header)
-        raise DataError(
-            f"{place}: turn {turn}: the chat template's generation prompt is not how the full conversation begins that "
-            f"turn, so which tokens are the assistant's cannot be told. {_WAY_OUT}"
-        )
+    def _found(self, turns: Turns, turn: int, place: str) -> Turn:
+        try:
+            return turns.find(turn)
+        except Lost as lost:
+            message = f"{place}: turn {turn}: {lost}, so which tokens are the assistant's cannot be told. {_WAY_OUT}"
+            raise DataError(message) from lost
 
-
-def _said(message: Mapping[str, Any]) -> str | None:
-    """Return a turn's text if that is all there is to it; None where the template adds calls or reasoning."""
-    content = message.get("content")
-    if message.get("tool_calls") or message.get("reasoning_content") or not isinstance(content, str):
-        return None
-    return content.strip()
-
-
-def _common(left: str, right: str) -> int:
-    """Return the length of the longest common beginning of two texts, neither of which begins with the other."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((index for index, pair in pairs if pair[0] != pair[1]), min(len(left), len(right)))
-
-
-def _last_run(mask: Sequence[bool]) -> list[bool]:
-    """Return the mask with its last unbroken run alone."""
-    kept = [False] * len(mask)
-    position = len(mask) - 1
-    while position >= 0 and not mask[position]:
-        position -= 1
-    while position >= 0 and mask[position]:
-        kept[position] = True
-        position -= 1
-    return kept
-
-
-def _inside(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    mask = [False] * len(offsets)
-    position = 0
-    for start, end in spans:
-        while position < len(offsets) and offsets[position][0] < start:
-            position += 1
-        while position < len(offsets) and offsets[position][0] < end:
-            mask[position] = offsets[position][1] > offsets[position][0]
-            position += 1
-    return mask
+    def _closed(self, turn: Turn, place: str) -> Span:
+        if turn.stop == turn.end:
+            if turn.final:
+                raise DataError(
+                    f"{place}: turn {turn.turn}: the chat template writes nothing that ends the assistant's turn, so "
+                    f"the model would never learn to stop. {_WAY_OUT}"
+                )
+            self._remark("does not end assistant turns that others follow", f"{place}: turn {turn.turn}")
+        return Span(turn.floor, turn.start, turn.stop, turn.ceiling)

@@ -71,11 +71,16 @@ class Encoding:
         found |= zip(texts, self._texts([_text_of(rows[i], places[i]) for i in texts]), strict=True)
         return [found.get(i) or _tokens(row, places[i]) for i, row in enumerate(rows)]
 
+    def take_remarks(self) -> dict[str, tuple[int, str]]:
+        """Return what users should know about the conversations since the last call (see `Renderer`)."""
+        return self._renderer.take_remarks() if self._renderer else {}
+
     def _render(self, rows: Sequence[Row], places: Sequence[str]) -> Sequence[tuple[list[int], list[bool]]]:
         if not rows:
             return []
-        render = self._renderer = self._renderer or Renderer(self._tokenizer, self._settings.target)
-        return [render(row, place) for row, place in zip(rows, places, strict=True)]
+        if self._renderer is None:
+            self._renderer = Renderer(self._tokenizer, self._settings.target, self._settings.variables)
+        return self._renderer.batch(rows, places)
 
     def _masked(self, ids: list[int], mask: list[bool]) -> Encoded:
         tokens = np.array(ids, np.int32)

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
-from oumi_plugins.trainers import _attention, _layout
+from oumi_plugins.trainers import _attention, _batch_layout
 from oumi_plugins.trainers._cross_entropy import summed_loss, token_losses
 
 ASKED = (7, 5)
@@ -66,9 +66,9 @@ class Forward:
         """Compile what computes most."""
         (self._decoder or self._model).compile()
 
-    def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[_layout.Laid, int]:
+    def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[_batch_layout.Laid, int]:
         """Return a collated batch as the model reads it, and its supervised tokens."""
-        laid = _layout.flat(batch, self._ignore) if self.is_flat else _layout.padded(batch, self._ignore)
+        laid = _batch_layout.flat(batch, self._ignore) if self.is_flat else _batch_layout.padded(batch, self._ignore)
         return laid, len(laid["predicting"])
 
     def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -121,7 +121,7 @@ class Forward:
         rows = [_question(self._model, length)["input_ids"][0] for length in ASKED]
         asked = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         real = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        batch = _layout.flat({"input_ids": asked, "attention_mask": real, "labels": asked}, self._ignore)
+        batch = _batch_layout.flat({"input_ids": asked, "attention_mask": real, "labels": asked}, self._ignore)
         try:
             together = self._model(**_flat_inputs(self._model, _on(self._model, batch))).logits[0].split(ASKED)
         except REFUSALS as error:
@@ -177,7 +177,7 @@ def _flat_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def _on(model: nn.Module, batch: Mapping[str, Any]) -> _layout.Laid:
+def _on(model: nn.Module, batch: Mapping[str, Any]) -> _batch_layout.Laid:
     device = next(model.parameters()).device
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from oumi_kernel.contracts import Session
-from oumi_plugins.trainers._layout import flat
 
 SIDES = {0: (), 1: (61,), 2: (67, 71), 3: (17, 19, 23)}
 """Dimensions -> shape of a small parameter: different primes, by which a dimension is known again in the state of an
@@ -19,7 +18,7 @@ OTHER_SIDES = (2, 3, 5, 7, 11, 13)
 
 
 class Unasked:
-    """The objective of a rehearsal (see `_loop.Objective`): batches are laid out, but a miniature computes nothing."""
+    """The objective of a rehearsal (see `_loop.Objective`): batches are made, but a miniature computes nothing."""
 
     def __init__(self, ignore: int) -> None:
         self._ignore = ignore
@@ -31,9 +30,8 @@ class Unasked:
         """Compile nothing."""
 
     def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], int]:
-        """Return a collated batch, laid end to end, and its supervised tokens."""
-        laid = flat(batch, self._ignore)
-        return laid, len(laid["predicting"])
+        """Return a collated batch as it is, and its supervised tokens."""
+        return dict(batch), int((batch["labels"][:, 1:] != self._ignore).sum())
 
     def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Raise: there is no loss without weights."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from oumi_kernel import DataError
 from oumi_kernel.contracts import Row
 from oumi_plugins.trainers._cache import Cache, Entry
+from oumi_plugins.trainers._conversations import sentence
 from oumi_plugins.trainers._encoding import INT32, Encoded, Encoding, Ids, Settings, check_packing
 from oumi_plugins.trainers._examples import Contents, Examples, Report
 from oumi_plugins.trainers._fingerprint import Digest, digest, row_bytes, tokenizer_facts, versions
@@ -73,7 +74,7 @@ class Preparation:
             *(self._split, contents.report.rows, time.perf_counter() - started),
             *(contents.report.rows - taken, taken, self._cache.folder),
         )
-        self._log_report(examples)
+        self._log_report(examples, summary.remarks)
         return examples
 
     def _basis(self) -> bytes:
@@ -100,7 +101,15 @@ class Preparation:
             places = [self._place(block.first + start + index) for index in range(len(rows))]
             for index, encoded in enumerate(self._encode(rows, places), start):
                 made.add(index, encoded)
-        return self._cache.write(key, made.arrays(), made.facts())
+        found = self._encode.take_remarks().items()
+        remarks = {what: (count, *self._within(block, place)) for what, (count, place) in found}
+        return self._cache.write(key, made.arrays(), {**made.facts(), "remarks": remarks})
+
+    def _within(self, block: Block, place: str) -> tuple[int, str]:
+        """Return which row of a block a place is in, and what it says beyond the row."""
+        prefix = self._place(0).removesuffix("0")
+        number, separator, rest = place.removeprefix(prefix).partition(":")
+        return int(number) - block.first, separator + rest
 
     def _index(self, contents: Contents, lengths: Ids, basis: bytes) -> Examples:
         """Return the examples whose sequences are stored; which of them share a pack is stored beside them."""
@@ -124,8 +133,10 @@ class Preparation:
                 f"(max_length={self._settings.limit}{smallest}). Raise model.model_max_length, or check train_target."
             )
 
-    def _log_report(self, examples: Examples) -> None:
+    def _log_report(self, examples: Examples, remarks: Mapping[str, tuple[int, int, str]]) -> None:
         report, split, limit = examples.report, self._split, self._settings.limit
+        for what, (count, row, rest) in remarks.items():
+            _log.warning("data.%s: %s", split, sentence(what, count, self._place(row) + rest))
         for reason, count in report.dropped.items():
             level = logging.WARNING if count > MAX_DROPPED * report.rows else logging.INFO
             _log.log(level, "data.%s: %d of %d rows dropped: %s", split, count, report.rows, reason)
@@ -199,9 +210,13 @@ class _Summary:
         self._dropped: Counter[str] = Counter()
         self._used = self._cut = 0
         self.shortest: int | None = None
+        self.remarks: dict[str, tuple[int, int, str]] = {}
 
     def add(self, key: str, entry: Entry) -> None:
         """Take in a block."""
+        for what, (count, row, rest) in entry.facts["remarks"].items():
+            before, *_ = first = self.remarks.get(what, (0, self._first_rows[-1] + row, rest))
+            self.remarks[what] = (before + count, *first[1:])
         facts, lengths = entry.facts, np.diff(entry.arrays["offsets"]).astype(np.int32)
         self._keys.append(key)
         self._lengths.append(lengths)
