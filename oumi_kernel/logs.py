@@ -15,23 +15,18 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "py.warn
 
 
 @contextmanager
-def logging_to(run: Run) -> Generator[None]:
+def logging_to(run: Run, *, to_file: bool = True) -> Generator[None]:
     """Send log records of this process to its file, and those of rank 0 to stderr, while the run lasts.
+
+    Args:
+        run: The run.
+        to_file: Whether there is a file; without one, nothing is written into the output folder.
 
     Raises:
         CheckpointError: The log file cannot be written.
     """
     training = run.config.training
-    folder = run.output_dir / "logs"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / f"rank_{run.world.rank}.log", encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(
-            f"training.output_dir: cannot write into {run.output_dir}: {error.strerror}. Choose another folder."
-        ) from error
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handlers: list[logging.Handler] = [file]
+    handlers: list[logging.Handler] = [_file(run)] if to_file else []
     if run.world.is_main:
         console = logging.StreamHandler(sys.stderr)
         console.setFormatter(logging.Formatter("%(message)s"))
@@ -50,3 +45,16 @@ def logging_to(run: Run) -> Generator[None]:
             handler.close()
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
+
+
+def _file(run: Run) -> logging.Handler:
+    folder = run.output_dir / "logs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(folder / f"rank_{run.world.rank}.log", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"training.output_dir: cannot write into {run.output_dir}: {error.strerror}. Choose another folder."
+        ) from error
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return file

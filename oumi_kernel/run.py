@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import msgspec
@@ -17,13 +17,39 @@ from oumi_kernel.final_model import save_final_model
 from oumi_kernel.launch import world_from
 from oumi_kernel.loading import LoadedConfig
 from oumi_kernel.logs import logging_to
-from oumi_kernel.manifest import run_record, write_json
-from oumi_kernel.mixture import mix
+from oumi_kernel.manifest import PreparedData, fingerprint, run_record, write_json
+from oumi_kernel.mixture import Mixture, mix
 from oumi_kernel.plugins import Kernel, Resolution
 from oumi_kernel.plugins.slots import filled_splits
+from oumi_kernel.repeat import data_difference, version_differences
+from oumi_kernel.seeds import with_seeds
 from oumi_kernel.stopping import Interrupted, Stop
 
 _log = logging.getLogger(__name__)
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands before there is a model.
+
+    Attributes:
+        run: The run.
+        kernel: The active components.
+        strategy: How a step is done; it is set up.
+        tokenizer: The tokenizer.
+        trainer: The training method.
+        rows: Split -> rows as they were read and mixed.
+        targets: Split -> on which tokens the loss is computed.
+        data: The prepared data.
+    """
+
+    run: Run
+    kernel: Kernel
+    strategy: Strategy
+    tokenizer: Any
+    trainer: Trainer
+    rows: dict[str, Mixture]
+    targets: dict[str, TrainTarget]
+    data: PreparedData
 
 
 def run_training(loaded: LoadedConfig, resolution: Resolution, world: World | None = None) -> Summary:
@@ -33,21 +59,21 @@ def run_training(loaded: LoadedConfig, resolution: Resolution, world: World | No
         OumiError: Anything that the user can act on; `failure.json` then says what and where.
     """
     resolution.raise_for_problems(strict=True)
+    loaded = with_seeds(loaded)
     run = Run(config=loaded.config, folder=loaded.folder, world=world or world_from())
     stop = Stop()
     with logging_to(run), reserved(run.output_dir) if run.world.is_main else nullcontext():
-        for warning in (*loaded.warnings, *resolution.warnings):
-            _log.warning("%s", warning)
+        log_warnings(loaded, resolution)
         kernel = Kernel(resolution)
         if run.world.is_main:
             (run.output_dir / "failure.json").unlink(missing_ok=True)  # an earlier run's
         with stop.listening():
             try:
-                with kernel.manager.attributed():
+                with errors_placed(kernel, loaded):
                     return _train(kernel, run, loaded, stop)
             except BaseException as error:
                 stop.settle()
-                reported = _as_reported(error, loaded)
+                reported = _as_reported(error)
                 _report_failure(kernel, run, reported)
                 if reported is error:
                     raise
@@ -58,70 +84,106 @@ def _train(kernel: Kernel, run: Run, loaded: LoadedConfig, stop: Stop) -> Summar
     strategy = kernel.build_strategy(run)
     strategy.setup()
     try:
-        tokenizer = kernel.build_tokenizer(run)
-        trainer = kernel.build_trainer(tokenizer, run)
-        examples, rows = _prepare_data(kernel, trainer, run)
+        stage = prepare(kernel, strategy, run)
+        difference = data_difference(loaded.record, stage.data) if loaded.record else ""
         if run.world.is_main:
-            write_json(run.output_dir / "run.json", run_record(loaded, kernel.manager.entries(), rows))
-        session = _session(kernel, strategy, tokenizer, trainer, examples, run)
+            write_json(run.output_dir / "run.json", run_record(loaded, kernel.manager.entries(), stage.data))
+        log_difference(difference)
+        session = assemble(stage, kernel.build_model(stage.tokenizer, run))
         session.stop = stop
-        _log.info("%s", _header(session))
+        _log.info("%s", header(session, session.prepared.model))
         stop.wait()
-        summary = trainer.train(session)
+        summary = stage.trainer.train(session)
         kernel.train_end(run, summary)
         if run.config.training.save_final_model:
             save_final_model(session)
+        log_difference(difference)
         return summary
     finally:
         strategy.close()
 
 
-def _prepare_data(kernel: Kernel, trainer: Trainer, run: Run) -> tuple[dict[str, Sequence[Any]], dict[str, int]]:
+def prepare(kernel: Kernel, strategy: Strategy, run: Run) -> Stage:
     """Load, mix and prepare every split, before the model takes memory and before any process group can time out."""
-    examples: dict[str, Sequence[Any]] = {}
-    rows: dict[str, int] = {}
+    tokenizer = kernel.build_tokenizer(run)
+    trainer = kernel.build_trainer(tokenizer, run)
+    examples: dict[str, Any] = {}
+    mixed: dict[str, Mixture] = {}
+    targets: dict[str, TrainTarget] = {}
     for name, split in filled_splits(run.config):
         parts = [kernel.load_dataset(name, index, run) for index in range(len(split.datasets))]
-        mixed = mix(parts, split, split_name=name)
+        mixed[name] = mix(parts, split, split_name=name)
         target = split.train_target or run.config.data.train.train_target
-        examples[name] = trainer.prepare(name, mixed, target or TrainTarget(kernel.collator_train_target(name)))
-        rows[name] = len(mixed)
-    return examples, rows
-
-
-def _session(
-    kernel: Kernel,
-    strategy: Strategy,
-    tokenizer: Any,
-    trainer: Trainer,
-    examples: Mapping[str, Sequence[Any]],
-    run: Run,
-) -> Session:
-    plan = trainer.plan(examples)
-
-    def build(model: Any) -> tuple[Any, Any]:
-        optimizer = kernel.build_optimizer(trainer.parameter_groups(model), run)
-        return optimizer, kernel.build_scheduler(optimizer, plan.total_steps, run)
-
-    splits = filled_splits(run.config)
-    prepared = strategy.prepare(kernel.build_model(tokenizer, run), build)
-    return Session(
+        targets[name] = target or TrainTarget(kernel.collator_train_target(name))
+        examples[name] = trainer.prepare(name, mixed[name], targets[name])
+    data = PreparedData(
+        examples=examples,
+        rows={name: len(rows) for name, rows in mixed.items()},
+        fingerprints={name: fingerprint(prepared) for name, prepared in examples.items()},
+    )
+    return Stage(
         run=run,
         kernel=kernel,
         strategy=strategy,
-        prepared=prepared,
         tokenizer=tokenizer,
+        trainer=trainer,
+        rows=mixed,
+        targets=targets,
+        data=data,
+    )
+
+
+def assemble(stage: Stage, model: Any) -> Session:
+    """Put a model between its optimizer and schedule, and everything beside it that a loop works with."""
+    run, kernel, trainer = stage.run, stage.kernel, stage.trainer
+    plan = trainer.plan(stage.data.examples)
+
+    def build(final: Any) -> tuple[Any, Any]:
+        optimizer = kernel.build_optimizer(trainer.parameter_groups(final), run)
+        return optimizer, kernel.build_scheduler(optimizer, plan.total_steps, run)
+
+    splits = filled_splits(run.config)
+    return Session(
+        run=run,
+        kernel=kernel,
+        strategy=stage.strategy,
+        prepared=stage.strategy.prepare(model, build),
+        tokenizer=stage.tokenizer,
         plan=plan,
-        examples=examples,
-        collators={name: kernel.build_collator(name, split, tokenizer, run) for name, split in splits},
+        examples=stage.data.examples,
+        collators={name: kernel.build_collator(name, split, stage.tokenizer, run) for name, split in splits},
         build_metrics=lambda: kernel.build_metrics(run),
     )
 
 
-def _header(session: Session) -> str:
+@contextmanager
+def errors_placed(kernel: Kernel, loaded: LoadedConfig) -> Generator[None]:
+    """Name the plugin that failed, and the place in the configuration that a component found wrong."""
+    try:
+        with kernel.manager.attributed():
+            yield
+    except ConfigError as error:
+        raise ConfigError([_placed(problem, loaded) for problem in error.problems]) from error
+
+
+def log_warnings(loaded: LoadedConfig, resolution: Resolution) -> None:
+    """Write what is allowed but probably not meant, and what is not as it was when a run was recorded."""
+    entries = [choice.entry for choice in resolution.selected]
+    differences = version_differences(loaded.record, entries) if loaded.record else ()
+    for warning in (*loaded.warnings, *resolution.warnings, *differences):
+        _log.warning("%s", warning)
+
+
+def log_difference(difference: str) -> None:
+    """Write that the data is not that of the recorded run, whatever the log level."""
+    if difference:
+        _log.critical("%s", difference)
+
+
+def header(session: Session, model: Any) -> str:
     """Return what is about to be trained, in a few lines."""
     plan, run = session.plan, session.run
-    parameters = list(session.prepared.model.parameters())
+    parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)
     lines = [
@@ -137,10 +199,8 @@ def _header(session: Session) -> str:
     return "\n".join(lines)
 
 
-def _as_reported(error: BaseException, loaded: LoadedConfig) -> BaseException:
+def _as_reported(error: BaseException) -> BaseException:
     """Return an error as the user is told of it."""
-    if isinstance(error, ConfigError):
-        return ConfigError([_placed(problem, loaded) for problem in error.problems])
     if isinstance(error, Interrupted):
         return StopRequested("asked to stop before training began: nothing was trained, and nothing is lost.")
     return error

@@ -46,6 +46,7 @@ def validate(
 def _problems_of(name: str, overrides: Sequence[Override], plugins: Sequence[str]) -> Iterator[Problem]:
     from oumi_kernel.cli.configuration import open_config
     from oumi_kernel.plugins import resolve
+    from oumi_kernel.repeat import version_differences
 
     try:
         loaded, catalogue = open_config(name, overrides, plugins)
@@ -60,6 +61,8 @@ def _problems_of(name: str, overrides: Sequence[Override], plugins: Sequence[str
     resolution = resolve(loaded, catalogue)
     yield from resolution.problems
     yield from resolution.warnings
+    if loaded.record:
+        yield from version_differences(loaded.record, [choice.entry for choice in resolution.selected])
     for problem in resolution.unavailable:
         message = f"valid, but cannot run here: {problem.message}"
         yield msgspec.structs.replace(problem, message=message, severity="warning")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from oumi_kernel.errors import ConfigError
-from oumi_kernel.loading import LoadedConfig, Override, examine_config
+from oumi_kernel.loading import LoadedConfig, Override, examine_config, record_at
 from oumi_kernel.plugins import Catalogue, scan
+from oumi_kernel.repeat import local_components
 from oumi_kernel.shipped import find_config
 
 
@@ -30,7 +31,7 @@ def open_config(
     """Load a configuration, as far as it goes, beside the catalogue that serves it.
 
     Args:
-        name: A path, or the name of a shipped configuration.
+        name: A path of a configuration or of the `run.json` of a run, or the name of a shipped configuration.
         overrides: Keys given on the command line.
         plugins: Components from local files, as `--plugin` names them.
 
@@ -38,5 +39,7 @@ def open_config(
         ConfigError: The file cannot be read.
         PluginError: A value of `--plugin` names nothing.
     """
-    catalogue = scan(plugins)
-    return examine_config(find_config(name), overrides, sections=catalogue.sections), catalogue
+    path = find_config(name)
+    record = record_at(path)
+    catalogue = scan((*plugins, *local_components(record, plugins)) if record else plugins)
+    return examine_config(path, overrides, sections=catalogue.sections), catalogue

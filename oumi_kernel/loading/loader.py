@@ -17,6 +17,7 @@ from oumi_kernel.loading.decode import decode
 from oumi_kernel.loading.document import Document
 from oumi_kernel.loading.interpolation import interpolate
 from oumi_kernel.loading.overrides import Override, apply_overrides
+from oumi_kernel.loading.record import RunRecord, record_in
 from oumi_kernel.loading.yaml_reader import MAX_BYTES, Node, line_of, read_yaml
 
 
@@ -30,6 +31,7 @@ class LoadedConfig(msgspec.Struct, frozen=True, kw_only=True):
         extra_sections: Raw top-level sections that installed plugins own.
         problems: What is wrong; where there is anything, defaults stand in for bad values.
         warnings: What is allowed but probably not meant.
+        record: The record of a run that the configuration was taken from, if it was.
     """
 
     config: TrainingConfig
@@ -38,13 +40,14 @@ class LoadedConfig(msgspec.Struct, frozen=True, kw_only=True):
     extra_sections: dict[str, Any] = {}
     problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
+    record: RunRecord | None = None
 
 
 def load_config(path: Path, overrides: Sequence[Override] = (), *, sections: Collection[str] = ()) -> LoadedConfig:
     """Load a file.
 
     Args:
-        path: The YAML (or JSON) file.
+        path: The YAML (or JSON) file, or the `run.json` of a run, whose `config` is then read.
         overrides: Flags that change it, the last one wins.
         sections: Names of top-level sections that plugins own; they are kept raw.
 
@@ -60,8 +63,25 @@ def examine_config(path: Path, overrides: Sequence[Override] = (), *, sections: 
     Raises:
         ConfigError: The file cannot be read, or is no mapping in YAML.
     """
-    loaded = _examine(_read(path), str(path), overrides, sections)
-    return msgspec.structs.replace(loaded, folder=path.parent)
+    text = _read(path)
+    record = record_in(text, str(path))
+    loaded = _examine(text, str(path), overrides, sections, inside="config" if record else "")
+    if record is None:
+        return msgspec.structs.replace(loaded, folder=path.parent)
+    if Path(record.folder).is_dir():
+        return msgspec.structs.replace(loaded, folder=Path(record.folder), record=record)
+    message = f"the folder {record.folder}, beside which the run read ./name, is not here; {path.parent} is taken."
+    moved = Problem(code="record", path="", message=message, place=Place(str(path)), severity="warning")
+    return msgspec.structs.replace(loaded, folder=path.parent, record=record, warnings=(*loaded.warnings, moved))
+
+
+def record_at(path: Path) -> RunRecord | None:
+    """Return the record of a run that a file holds; None for a configuration.
+
+    Raises:
+        ConfigError: The file cannot be read, or the record is damaged or of another format.
+    """
+    return record_in(_read(path), str(path))
 
 
 def load_text(
@@ -77,8 +97,11 @@ def _sound(loaded: LoadedConfig) -> LoadedConfig:
     return loaded
 
 
-def _examine(text: str, name: str, overrides: Sequence[Override], sections: Collection[str]) -> LoadedConfig:
+def _examine(
+    text: str, name: str, overrides: Sequence[Override], sections: Collection[str], inside: str = ""
+) -> LoadedConfig:
     root = read_yaml(text, name)
+    root = root.items[inside] if inside else root
     if root.value is None:
         root = Node(value={}, line=1, column=1)
     if not isinstance(root.value, dict):

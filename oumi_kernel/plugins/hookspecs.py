@@ -59,6 +59,14 @@ class BuildHooks:
         """Family `models`: return the model, on the CPU unless `arguments` place it."""
 
     @hookspec(firstresult=True)
+    def oumi_build_skeleton(self, params: Any, tokenizer: Any, arguments: Mapping[str, Any], run: Run) -> Any:
+        """Family `models`: return the model that `oumi_build_model` would, on torch's device `meta`. Optional.
+
+        Names, shapes and dtypes of parameters and buffers, ties and frozen layers are those of the model; no weight
+        is read, allocated or downloaded. Raise what `oumi_build_model` would raise. A dry run is built on it.
+        """
+
+    @hookspec(firstresult=True)
     def oumi_apply_kernel(self, params: Any, model: Any, run: Run) -> Any:
         """Family `kernels`: return the model with faster parts put in. Optional."""
 

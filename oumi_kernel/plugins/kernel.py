@@ -73,15 +73,14 @@ class Kernel:
 
     def build_model(self, tokenizer: Any, run: Run) -> Any:
         """Return the model with kernels and PEFT applied, each at its time."""
-        for active in self._all("kernels"):
-            self.manager.call(active, "oumi_before_model", run=run)
-        arguments = self.model_arguments(run)
-        model = self._ask("models", "oumi_build_model", object, tokenizer=tokenizer, arguments=arguments, run=run)
-        for active in self._all("kernels"):
-            model = self.manager.call(active, "oumi_apply_kernel", model=model, run=run) or model
-        for active in self._all("peft"):
-            model = self._answer(active, "oumi_apply_peft", object, model=model, run=run)
-        return model
+        return self._model("oumi_build_model", tokenizer, run)
+
+    def build_skeleton(self, tokenizer: Any, run: Run) -> Any:
+        """Return the same without weights, on torch's device `meta`; None where the model's loader builds none."""
+        (loader,) = self._all("models")
+        if not hasattr(loader.plugin, "oumi_build_skeleton"):
+            return None
+        return self._model("oumi_build_skeleton", tokenizer, run)
 
     def build_optimizer(self, groups: Sequence[dict[str, Any]], run: Run) -> Any:
         """Return the optimizer over parameter groups."""
@@ -126,6 +125,17 @@ class Kernel:
     def train_error(self, run: Run, error: BaseException) -> None:
         """Tell everybody that the run ends with an error."""
         self.manager.broadcast("oumi_train_error", run=run, error=error)
+
+    def _model(self, hook: str, tokenizer: Any, run: Run) -> Any:
+        for active in self._all("kernels"):
+            self.manager.call(active, "oumi_before_model", run=run)
+        arguments = self.model_arguments(run)
+        model = self._ask("models", hook, object, tokenizer=tokenizer, arguments=arguments, run=run)
+        for active in self._all("kernels"):
+            model = self.manager.call(active, "oumi_apply_kernel", model=model, run=run) or model
+        for active in self._all("peft"):
+            model = self._answer(active, "oumi_apply_peft", object, model=model, run=run)
+        return model
 
     def _all(self, family: str) -> list[Active]:
         return [self._active[id(c)] for c in self._resolution.selected if c.entry.family == family]

@@ -67,7 +67,7 @@ def test_several_problems_of_components_are_told_at_once_with_their_places() -> 
         ("--training.use_peft", "needs a PEFT method"),
         ("--peft.lora_r=4", "needs a PEFT method"),
         ("--training.trainer_type=TRL_DPO", "TRL_DPO needs a trainer named 'trl_dpo'"),
-        ("--training.log_examples", "the trainer 'sft' does not serve this key"),
+        ("--training.include_alternative_mfu_metrics", "the trainer 'sft' does not serve this key"),
         ("--training.grpo.temperature=0.5", "the trainer 'sft' does not serve this key"),
         ("--model.adapter_model=x", "does not serve this key"),
     ],

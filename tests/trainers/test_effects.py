@@ -149,7 +149,7 @@ TRAINING: dict[str, list[Case]] = {
     ],
     "log_level": [Changed("warning", ("log",))],
     "dep_log_level": [Changed("info", ("log",))],
-    "log_examples": [Refused("true", "no component does this yet")],
+    "log_examples": [Changed("true", ("log",))],
     "enable_wandb": [Refused("true", NOT_INSTALLED)],
     "enable_mlflow": [Refused("true", NOT_INSTALLED)],
     "enable_tensorboard": [Changed("true", ("files",))],

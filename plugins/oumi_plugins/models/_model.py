@@ -41,17 +41,53 @@ def build_model(
     """
     if params.model_revision and Path(run.locate(params.model_name)).is_dir():
         _log.warning("model.model_revision: no effect: '%s' is a folder, which has one state.", params.model_name)
+    options = _options(params, arguments)
+    with _seeded(run.config.training.seed):
+        model = _pretrained(params, run, config, options) if params.load_pretrained_weights else _new(config, options)
+        if len(tokenizer) > len(model.get_input_embeddings().weight):
+            model.resize_token_embeddings(len(tokenizer))
+    return _ready(model, params)
+
+
+def build_skeleton(
+    params: ModelParams, config: PretrainedConfig, tokenizer: Any, arguments: Mapping[str, Any], run: Run
+) -> nn.Module:
+    """Return the model that `build_model` would, on the device `meta`: of weight files only names and shapes are read.
+
+    Weights of a hub's model that are not here yet are not fetched; whether any are missing is then not checked.
+
+    Raises:
+        ConfigError: Its weights cannot be found, or some are missing.
+    """
+    options, meta = _options(params, arguments), torch.device("meta")
+    model = None
+    if params.load_pretrained_weights:
+        try:
+            model = _pretrained(params, run, config, options | {"device_map": meta, "local_files_only": True})
+        except ConfigError:
+            if Path(run.locate(params.model_name)).exists():
+                raise
+            _log.info("the weights of %s are not on this machine; the run will fetch them.", params.model_name)
+    with meta:
+        model = _new(config, options) if model is None else model
+        if len(tokenizer) > len(model.get_input_embeddings().weight):
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # there is nothing to take a mean of
+    return _ready(model, params)
+
+
+def _options(params: ModelParams, arguments: Mapping[str, Any]) -> dict[str, Any]:
     options = {"dtype": _dtype(params.torch_dtype_str), "trust_remote_code": params.trust_remote_code, **arguments}
     if params.attn_implementation is not None:
         options["attn_implementation"] = params.attn_implementation
-    with _seeded(run.config.training.seed):
-        if params.load_pretrained_weights:
-            model = _pretrained(params, run, config, options)
-        else:
-            options["dtype"] = config.dtype or torch.float32 if options["dtype"] == "auto" else options["dtype"]
-            model = AutoModelForCausalLM.from_config(config, **options)
-        if len(tokenizer) > len(model.get_input_embeddings().weight):
-            model.resize_token_embeddings(len(tokenizer))
+    return options
+
+
+def _new(config: PretrainedConfig, options: Mapping[str, Any]) -> Any:
+    dtype = config.dtype or torch.float32 if options["dtype"] == "auto" else options["dtype"]
+    return AutoModelForCausalLM.from_config(config, **{**options, "dtype": dtype})
+
+
+def _ready(model: Any, params: ModelParams) -> nn.Module:
     model.config.use_cache = False  # a cache of keys and values is for generation; packed sequences leak through it
     for modules in matches(model, params.freeze_layers).values():
         for module in modules:

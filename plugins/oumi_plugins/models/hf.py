@@ -52,6 +52,14 @@ class HF(Component):
         return build_model(params, config, tokenizer, arguments, run)
 
     @hookimpl
+    def oumi_build_skeleton(self, params: ModelParams, tokenizer: Any, arguments: Mapping[str, Any], run: Run) -> Any:
+        """Return the same model on the device `meta`."""
+        from oumi_plugins.models._architecture import check_model
+        from oumi_plugins.models._model import build_skeleton
+
+        return build_skeleton(params, check_model(params, run), tokenizer, arguments, run)
+
+    @hookimpl
     def oumi_save_model(
         self, model: Any, state: Callable[[], Mapping[str, Any] | None], tokenizer: Any, directory: Path, run: Run
     ) -> bool:

@@ -111,6 +111,24 @@ class Checkpoints:
             CheckpointError: The checkpoint is missing, incomplete, damaged, or does not fit.
         """
         tidy(self._folder)
+        found = self.find(order)
+        if found is None:
+            return None
+        folder, progress = found
+        session = self._session
+        session.kernel.load_weights(session.prepared.model, folder, session.run)
+        session.strategy.load(folder)
+        load_random_state(folder)
+        progress.best = self._still_there(progress.best)
+        _log.info("%s", _where(progress.step, session.plan.total_steps))
+        return progress
+
+    def find(self, order: Mapping[str, int]) -> tuple[Path, Progress] | None:
+        """Return the checkpoint that `resume` restores, and how far it is; None if there is none.
+
+        Raises:
+            CheckpointError: It is missing, incomplete, damaged, or stands in an epoch of another order.
+        """
         folder = self._chosen()
         if folder is None:
             return None
@@ -120,13 +138,7 @@ class Checkpoints:
             raise CheckpointError(f"{folder / STATE} cannot be read: {error}") from error
         _check_order(folder, progress, order)
         check_settings(folder, progress.settings, self._settings)
-        session = self._session
-        session.kernel.load_weights(session.prepared.model, folder, session.run)
-        session.strategy.load(folder)
-        load_random_state(folder)
-        progress.best = self._still_there(progress.best)
-        _log.info("%s", _where(progress.step, session.plan.total_steps))
-        return progress
+        return folder, progress
 
     def load_best(self, best: Best | None) -> None:
         """Put the weights of the best checkpoint into the model, if the configuration asks for it.

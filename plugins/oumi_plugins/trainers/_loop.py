@@ -17,17 +17,17 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
-from oumi_kernel import ConfigError, NumericsError, Problem, StopRequested
+from oumi_kernel import NumericsError, StopRequested
 from oumi_kernel.config import Moments
 from oumi_kernel.contracts import Session, StepRecord, Summary
 from oumi_plugins.trainers._batches import Batch, Batches
 from oumi_plugins.trainers._checkpoint import Checkpoints, Progress
 from oumi_plugins.trainers._memory import memory_errors
 from oumi_plugins.trainers._numerics import FREE, Attempt, Guard
+from oumi_plugins.trainers._recomputing import recompute_activations
 from oumi_plugins.trainers._retention import Retention, save_is_due
 
 _log = logging.getLogger("oumi_plugins.trainers.loop")
-CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 
 
 class Objective(Protocol):
@@ -107,6 +107,16 @@ class Loop:
             self.checkpoints.load_best(self.progress.best)
         return Summary(steps=self.progress.step, figures=self.figures)
 
+    def rehearse(self) -> list[str]:
+        """Do what `train` does before its first step, but read no weights; return what there is to say about it."""
+        self._prepare_model()
+        found = self.checkpoints.find(self.progress.order)
+        next(self.batches.windows(0, 0))
+        if self._evaluates():
+            next(iter(self.batches.of("validation")))
+            self.session.build_metrics()
+        return [f"goes on from {found[0]}, step {found[1].step} of {self.plan.total_steps}."] if found else []
+
     def evaluate(self) -> dict[str, float] | None:
         """Return `eval_loss`, a sum of token losses over their number, and the metrics' figures; None if stopped."""
         metrics = self.session.build_metrics()
@@ -134,7 +144,7 @@ class Loop:
     def _prepare_model(self) -> None:
         training = self.training
         if training.enable_gradient_checkpointing:
-            self._checkpoint_activations({"use_reentrant": False} | training.gradient_checkpointing_kwargs)
+            recompute_activations(self.model, {"use_reentrant": False} | training.gradient_checkpointing_kwargs)
         if training.compile:
             self.objective.compile()
         if training.log_model_summary:
@@ -142,20 +152,6 @@ class Loop:
         if training.empty_device_cache_steps and not torch.cuda.is_available():
             _log.warning("training.empty_device_cache_steps: no effect: there is no GPU.")
         self.model.train()
-
-    def _checkpoint_activations(self, options: dict[str, Any]) -> None:
-        for name in options:
-            if name not in CHECKPOINTING:
-                message = f"torch's activation checkpointing has no '{name}'. It has {', '.join(CHECKPOINTING)}."
-                path = f"training.gradient_checkpointing_kwargs.{name}"
-                raise ConfigError(Problem(code="unknown-key", path=path, message=message))
-        try:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-        except ValueError as error:
-            path = "training.enable_gradient_checkpointing"
-            raise ConfigError(Problem(code="not-served", path=path, message=str(error))) from error
-        if options["use_reentrant"]:  # the reentrant kind gives no gradient where no input asks for one
-            self.model.enable_input_require_grads()
 
     def _steps(self) -> None:
         self._end_if_asked()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,18 @@ from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config import TrainTarget
 from oumi_kernel.contracts import Plan, Row, Run, Session, Summary
 from oumi_kernel.plugins.slots import filled_splits
+from oumi_kernel.rehearsal import Estimate, Lengths, PreviewedExample, token_view
 from oumi_plugins.trainers._cache import Cache, user_folder
 from oumi_plugins.trainers._encoding import Settings, limit_of
+from oumi_plugins.trainers._estimate import estimate
 from oumi_plugins.trainers._examples import Examples
 from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._loop import Loop
+from oumi_plugins.trainers._miniature import Unasked, miniature
+from oumi_plugins.trainers._order import epoch_order
 from oumi_plugins.trainers._parameters import parameter_groups
 from oumi_plugins.trainers._preparation import Preparation
+from oumi_plugins.trainers._preview import lengths_of, previews, tokens_of
 from oumi_plugins.trainers._retention import Retention, check_load_best
 from oumi_plugins.trainers.sft import SftParams
 
@@ -70,8 +75,27 @@ class SftTrainer:
         """Return the groups of the trainable parameters."""
         return parameter_groups(model, self._run.config.training.weight_decay)
 
+    def preview(self, rows: Iterable[Row], examples: Sequence[Any], count: int) -> Sequence[PreviewedExample]:
+        """Return the first examples of a split with their rows."""
+        return previews(self._tokenizer, rows, examples, count, self._ignore)
+
+    def lengths(self, examples: Sequence[Any]) -> Lengths:
+        """Return how long the examples of a split are."""
+        return lengths_of(examples, self._run.config.training, self._ignore)
+
+    def miniature(self, skeleton: nn.Module) -> nn.Module:
+        """Return a model like `skeleton` whose every parameter is small."""
+        return miniature(skeleton)
+
+    def rehearse(self, session: Session, skeleton: nn.Module) -> Estimate:
+        """Do what training does before its first step, and estimate what it needs."""
+        notes = Loop(session, Unasked(self._ignore), self._retention).rehearse()
+        return estimate(session, skeleton, self._params.save_total_limit, notes)
+
     def train(self, session: Session) -> Summary:
         """Run the loop."""
+        if self._run.config.training.log_examples and self._run.world.is_main:
+            self._log_first_batch(session)
         allowed = self._params.max_skipped_steps
         allowed = MAX_SKIPPED if allowed is None else allowed
         allowed = allowed if self._params.on_nonfinite == "skip" else 0
@@ -117,3 +141,11 @@ class SftTrainer:
     def token_losses(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (losses float32, predictions int64, labels int64) of the supervised positions, each (tokens,)."""
         return self._forward.token_losses(batch)
+
+    def _log_first_batch(self, session: Session) -> None:
+        examples, training = session.examples["train"], self._run.config.training
+        first = epoch_order(len(examples), training.data_seed, 0)[: training.per_device_train_batch_size]
+        _log.info("the first batch as id:token, in brackets where the loss is:")
+        for index in first:
+            view = token_view(tokens_of(self._tokenizer, examples[index], self._ignore))
+            _log.info("example %d: %s", index, " ".join(text for text, _ in view))

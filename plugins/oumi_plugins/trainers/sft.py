@@ -55,7 +55,6 @@ class Sft(Component):
         "training.profiler": _NOT_YET,
         "training.telemetry": _NOT_YET,
         "training.include_alternative_mfu_metrics": _NOT_YET,
-        "training.log_examples": _NOT_YET,
     }
     without_effect = {
         "training.include_performance_metrics": "tokens and tokens per second are always logged.",

@@ -1,0 +1,325 @@
+"""`oumi run --dry-run`: the verdict of the run, what it shows, and that it leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oumi_kernel.cli import main
+from tests.conftest import QUICKSTART
+
+Write = Callable[..., list[str]]
+
+BROKEN_METRIC = """
+class Broken:
+    def __init__(self): raise RuntimeError("no such figure")
+    def update(self, batch): ...
+    def compute(self): return {}
+
+def rows():
+    raise KeyError("column")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a current folder with a model, rows, and a configuration that trains on them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    shutil.copytree(QUICKSTART / "model", tmp_path / "model")
+    lines = (QUICKSTART / "data/train.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:12]))
+    (tmp_path / "held_out.jsonl").write_text("\n".join(lines[12:16]))
+    (tmp_path / "broken.jsonl").write_text(lines[0] + "\n{")
+    (tmp_path / "no_answer.jsonl").write_text('{"messages": [{"role": "user", "content": "Why?"}]}')
+    (tmp_path / "text.jsonl").write_text('{"text": "Words to learn."}\n' * 3)
+    (tmp_path / "plugin.py").write_text(BROKEN_METRIC)
+    (tmp_path / "a_file").touch()
+    config = {
+        "model": {"model_name": "./model"},
+        "data": {
+            "train": {
+                "collator_name": "text_completions_only_with_padding",
+                "datasets": [{"dataset_name": "text_sft", "dataset_path": "./rows.jsonl"}],
+            },
+        },
+        "training": {"max_steps": 1, "per_device_train_batch_size": 12, "save_steps": 0, "enable_tensorboard": False},
+    }
+    (tmp_path / "train.yaml").write_text(json.dumps(config))
+    return tmp_path
+
+
+HELD_OUT = '--data.validation.datasets=[{"dataset_name": "text_sft", "dataset_path": "./held_out.jsonl"}]'
+DATA = "--data.train.datasets[0]"
+GOOD: dict[str, tuple[str, ...]] = {
+    "as it is": (),
+    "evaluation with a metric": (HELD_OUT, "--training.metrics_function=perplexity"),
+    "frozen layers": ('--model.freeze_layers=["embed_tokens"]',),
+    "random weights": ("--model.load_pretrained_weights=false",),
+    "another number format": ("--model.torch_dtype_str=bfloat16",),
+    "mixed precision": ("--training.mixed_precision_dtype=bf16",),
+    "gradient checkpointing": ("--training.enable_gradient_checkpointing",),
+    "reentrant checkpointing": (
+        "--training.enable_gradient_checkpointing",
+        "--training.gradient_checkpointing_kwargs.use_reentrant=true",
+    ),
+    "another attention": ("--model.attn_implementation=eager",),
+    "a token more": ('--model.tokenizer_pad_token="<new>"',),
+    "adafactor": ("--training.optimizer=adafactor",),
+    "a fused optimizer": ("--training.optimizer=adamw_torch_fused", "--training.lr_scheduler_type=cosine"),
+    "a schedule that follows the loss": (HELD_OUT, "--training.lr_scheduler_type=reduce_lr_on_plateau"),
+    "a shuffled part": (f"{DATA}.shuffle=true", f"{DATA}.sample_count=5"),
+    "examples in the log": ("--training.log_examples",),
+}
+BAD: dict[str, tuple[int, tuple[str, ...]]] = {
+    "a typo": (2, ("--training.learnig_rate=1",)),
+    "an unknown optimizer": (2, ("--training.optimizer=adamx",)),
+    "an unknown metric": (2, (HELD_OUT, "--training.metrics_function=blue")),
+    "a trainer that is not there": (2, ("--training.trainer_type=VERL_GRPO",)),
+    "packing that is not served": (2, ("--data.train.pack=true",)),
+    "no such model": (2, ("--model.model_name=./nowhere",)),
+    "a wrong value for the architecture": (2, ("--model.model_kwargs.hidden_act=nothing",)),
+    "attention that is not installed": (2, ("--model.attn_implementation=flash_attention_2",)),
+    "a pattern without a match": (2, ('--model.freeze_layers=["nothing"]',)),
+    "weights that cannot be trained": (2, ("--model.torch_dtype_str=uint8",)),
+    "fp16 without a GPU": (2, ("--training.mixed_precision_dtype=fp16",)),
+    "an optimizer that refuses": (2, ("--training.optimizer=sgd", "--training.optimizer_kwargs.nesterov=true")),
+    "a schedule that refuses": (
+        2,
+        ("--training.lr_scheduler_type=polynomial", "--training.lr_scheduler_kwargs.lr_end=1"),
+    ),
+    "a schedule without its evaluation": (2, ("--training.lr_scheduler_type=reduce_lr_on_plateau",)),
+    "an unknown option of checkpointing": (
+        2,
+        ("--training.enable_gradient_checkpointing", "--training.gradient_checkpointing_kwargs.fast=true"),
+    ),
+    "no such data": (4, (f"{DATA}.dataset_path=./nowhere.jsonl",)),
+    "a row that is no JSON": (4, (f"{DATA}.dataset_path=./broken.jsonl",)),
+    "a row of another form": (4, (f"{DATA}.dataset_path=./text.jsonl",)),
+    "nothing to learn": (4, (f"{DATA}.dataset_path=./no_answer.jsonl",)),
+    "nothing left after truncation": (4, ("--training.trainer_kwargs.max_length=4",)),
+    "rows longer than the model takes": (
+        4,
+        ("--model.model_max_length=64", "--training.trainer_kwargs.max_length=512"),
+    ),
+    "no rows taken": (4, (f"{DATA}.sample_count=0",)),
+    "an output folder that is a file": (6, ("--training.output_dir=a_file",)),
+    "no such checkpoint": (6, ("--training.resume_from_checkpoint=./nowhere",)),
+    "a folder that is no checkpoint": (6, ("--training.resume_from_checkpoint=./model",)),
+    "a dataset that fails": (7, ("--plugin=plugin.py:rows", f"{DATA}.dataset_name=rows", f"{DATA}.dataset_path=null")),
+    "a metric that fails": (7, ("--plugin=plugin.py:Broken", HELD_OUT, "--training.metrics_function=Broken")),
+}
+
+
+def verdicts(*flags: str) -> tuple[int, int]:
+    """Return the exit codes of the dry run, which must leave nothing, and of the run."""
+    before = sorted(path.name for path in Path().iterdir())
+    dry = main(["run", "train.yaml", "--dry-run", *flags])
+    assert sorted(path.name for path in Path().iterdir()) == before
+    return dry, main(["run", "train.yaml", *flags])
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_the_verdict_on_what_runs_is_that_of_the_run(folder: Path, name: str) -> None:
+    assert verdicts(*GOOD[name]) == (0, 0)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_the_verdict_on_what_does_not_run_is_that_of_the_run(folder: Path, name: str) -> None:
+    code, flags = BAD[name]
+    assert verdicts(*flags) == (code, code)
+
+
+def _no_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def _cut_weights(model: Path) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def _fewer_weights(model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("damage", [_no_weights, _cut_weights, _fewer_weights])
+def test_weights_that_are_missing_are_found_without_reading_them(folder: Path, damage: Callable[[Path], None]) -> None:
+    damage(folder / "model")
+    assert verdicts() == (2, 2)
+
+
+def test_a_checkpoint_of_another_order_is_refused_and_a_fitting_one_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--training.per_device_train_batch_size=4", "--training.output_dir=first")
+    assert main(["run", "train.yaml", *small, "--training.save_steps=1"]) == 0
+    resume = "--training.resume_from_checkpoint=first/checkpoint-1"
+    assert verdicts(resume, "--training.max_steps=2") == (6, 6)
+    capsys.readouterr()
+    assert main(["run", "train.yaml", "--dry-run", small[0], resume, "--training.max_steps=2"]) == 0
+    assert re.search(r"note +goes on from first/checkpoint-1, step 1 of 2\.", capsys.readouterr().out)
+
+
+def test_no_weight_is_read_or_allocated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    import torch.nn
+
+    largest = 0
+    original = torch.nn.Module.register_parameter
+
+    def watch(module: Any, name: str, parameter: Any) -> None:
+        nonlocal largest
+        on_cpu = parameter is not None and parameter.device.type == "cpu" and type(parameter.data) is torch.Tensor
+        largest = max(largest, parameter.numel() if on_cpu else 0)
+        original(module, name, parameter)
+
+    monkeypatch.setattr(torch.nn.Module, "register_parameter", watch)
+    assert main(["run", "train.yaml", "--dry-run"]) == 0
+    assert 0 < largest < 10_000  # the smallest matrix of the model has 64 x 176 elements
+
+
+def report(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert main(["run", "train.yaml", "--dry-run", *flags]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_row_is_shown_raw_rendered_and_by_token_with_the_supervised_ones_marked(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = report(capsys, "--rows=1")
+    (row,) = (folder / "rows.jsonl").read_text().splitlines()[:1]
+    assert json.loads(re.findall(r"raw \(row 0\)\n(.*)", text)[0]) == {"messages": json.loads(row)["messages"]}
+    question, answer = (message["content"] for message in json.loads(row)["messages"])
+    assert f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>" in text
+    cells = re.findall(r"brackets\]: .*\n(.*)", text)[0].split()
+    supervised = "".join(re.fullmatch(r"\[\d+:(.*)\]", cell)[1] for cell in cells if cell.startswith("["))
+    assert supervised.replace("\N{OPEN BOX}", " ") == f"{answer}<|im_end|>"
+    assert cells[0] == "1:<|im_start|>"
+    assert "\x1b" not in text
+    assert text.count("example 0") == 1
+    assert "example 1" not in text
+
+
+def test_the_supervised_tokens_are_in_colour_on_a_terminal(folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = report(capsys, "--rows=1")
+    coloured = re.findall(r"\x1b\[1;32m(\S+?)\x1b\[0m", text)
+    assert coloured
+    assert all(cell.startswith("[") for cell in coloured)
+
+
+def test_rows_are_conserved_and_lengths_are_those_of_the_examples(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    rows = [json.loads(line)["messages"] for line in (folder / "rows.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    lengths = sorted(len(tokenizer.apply_chat_template(row, tokenize=True, return_dict=False)) for row in rows)
+    text = report(capsys)
+    assert f"min {lengths[0]}, median {lengths[5]}, p95 {lengths[11]}, max {lengths[-1]} tokens" in text
+    assert f"of {sum(lengths)} tokens" in text.replace(",", "")
+    share = 1 - sum(lengths) / (12 * lengths[-1])  # one batch holds all of them
+    assert f"{share:.0%} of padded batches would be padding" in text
+    short = report(capsys, "--training.trainer_kwargs.max_length=30")
+    used, dropped, cut = re.findall(r"rows +12 = (\d+) used \+ (\d+) dropped; (\d+) cut", short)[0]
+    assert int(used) + int(dropped) == 12
+    assert 0 < int(dropped) < 12
+    assert cut == used
+    assert f"dropped        {dropped}: no supervised token within 30 tokens" in short
+
+
+def test_steps_and_learning_rates_are_those_of_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = (
+        "--training.max_steps=-1",
+        "--training.num_train_epochs=4",
+        "--training.per_device_train_batch_size=2",
+        "--training.gradient_accumulation_steps=2",
+        "--training.lr_scheduler_type=cosine",
+        "--training.warmup_steps=3",
+        "--training.logging_steps=1",
+        "--training.output_dir=real",
+    )
+    text = report(capsys, *flags)
+    assert main(["run", "train.yaml", *flags]) == 0
+    entries = [json.loads(line) for line in (folder / "real/metrics.jsonl").read_text().splitlines()]
+    shown = {int(step): float(rate) for rate, step in re.findall(r"rate +(\S+) at step (\d+)", text)}
+    assert set(shown) == {1, 4, 6, 12}
+    real = {entry["step"]: entry["learning_rate"] for entry in entries}
+    assert shown == pytest.approx({step: real[step] for step in shown}, rel=1e-3)
+    assert re.search(rf"total +{len(real)} steps", text)
+    assert re.search(r"batch +4 examples = 2 x 2 accumulated", text)
+    assert re.search(r"per epoch +3 steps", text)
+
+
+def test_what_does_not_fit_is_warned_about(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    import oumi_plugins.trainers._estimate as module
+
+    assert "WARNING" not in report(capsys)
+    monkeypatch.setattr(module, "free_memory", lambda: ("cpu", 1000))
+    assert re.search(r"WARNING: \S+ MiB of memory will not fit into the 1000 bytes that are free", report(capsys))
+
+
+LOADER = """
+from oumi_kernel import hookimpl
+from oumi_plugins.models.hf import HF
+from oumi_kernel import Component
+
+class Loader(Component):
+    def __init__(self): self.inner = HF()
+    @hookimpl
+    def oumi_build_tokenizer(self, params, run): return self.inner.oumi_build_tokenizer(params, run)
+    @hookimpl
+    def oumi_build_model(self, params, tokenizer, arguments, run): ...
+"""
+TRAINER = """
+from oumi_kernel import Component, hookimpl
+class Plain:
+    def prepare(self, split, rows, target): return [1]
+    def plan(self, examples): ...
+    def parameter_groups(self, model): ...
+    def train(self, session): ...
+    def evaluate(self, session): ...
+class Trainer(Component):
+    @hookimpl
+    def oumi_build_trainer(self): return Plain()
+"""
+
+
+def test_what_a_stranger_does_not_offer_is_said(folder: Path, install, capsys) -> None:
+    points = {"oumi.models": {"bare": "bare_plugin:Loader"}, "oumi.trainers": {"plain": "plain_plugin:Trainer"}}
+    install("oumi-strange", "1.0", points, bare_plugin=LOADER, plain_plugin=TRAINER)
+    flags = ("--model.tokenizer_name=./model", "--model.model_name=bare")
+    (folder / "bare").symlink_to(folder / "model")
+    text = report(capsys, *flags)
+    assert "not checked: the model's loader builds none without weights" in text
+    assert "brackets" in text
+    text = report(capsys, "--training.trainer_type=plain")
+    assert "not checked: the trainer 'plain' offers no previews and no estimate." in text
+
+
+def test_rows_belong_to_a_dry_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "train.yaml", "--rows=3"]) == 2
+    assert "--rows is the number of examples that --dry-run shows" in capsys.readouterr().err
+    assert main(["train", "-c", "train.yaml", "--dry-run", "--rows=0"]) == 0
+    assert "example 0" not in capsys.readouterr().out
+
+
+def test_the_first_batch_is_written_to_the_log_when_asked_for(folder: Path) -> None:
+    flags = ("--training.log_examples", "--training.per_device_train_batch_size=3", "--training.output_dir=out")
+    assert main(["run", "train.yaml", *flags]) == 0
+    log = (folder / "out/logs/rank_0.log").read_text()
+    shown = re.findall(r"example (\d+): 1:<\|im_start\|> .*\[2:<\|im_end\|>\]", log)
+    assert len(set(shown)) == 3

@@ -1,0 +1,244 @@
+"""The estimate of memory and disk, against what models, optimizers, checkpoints and processes really take."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from oumi_kernel.cli.configuration import open_sound_config
+from oumi_kernel.contracts import World
+from oumi_kernel.dry_run import dry_run
+from oumi_kernel.loading import split_overrides
+from oumi_kernel.plugins import resolve
+from oumi_kernel.rehearsal import Estimate
+from oumi_kernel.run import run_training
+from tests.conftest import QUICKSTART
+
+Start = Callable[..., Any]
+
+
+class Collected:
+    """A report that keeps the estimate."""
+
+    estimate_of_run: Estimate
+
+    def examples(self, split: str, previews: Sequence[Any]) -> None: ...
+    def data(self, split: str, stage: Any, lengths: Any) -> None: ...
+    def steps(self, session: Any, rates: Mapping[int, float]) -> None: ...
+    def missing(self, what: str) -> None:
+        raise AssertionError(what)
+
+    def estimate(self, estimate: Estimate) -> None:
+        self.estimate_of_run = estimate
+
+    def bytes_of(self, what: str) -> int:
+        parts = (*self.estimate_of_run.memory, *self.estimate_of_run.disk)
+        return next(amount.bytes or 0 for amount in parts if amount.what == what)
+
+
+def configure(folder: Path, model: Path, **training: Any) -> Path:
+    lines = (QUICKSTART / "data/train.jsonl").read_text().splitlines()[:16]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    dataset = {"dataset_name": "text_sft", "dataset_path": str(folder / "rows.jsonl")}
+    config = {
+        "model": {"model_name": str(model), "load_pretrained_weights": False},
+        "data": {"train": {"datasets": [dataset]}},
+        "training": {"output_dir": str(folder / "out"), "max_steps": 2, "enable_tensorboard": False, "save_steps": 0}
+        | training,
+    }
+    (folder / "train.json").write_text(json.dumps(config))
+    return folder / "train.json"
+
+
+def estimated(config: Path, *flags: str) -> Collected:
+    overrides, _ = split_overrides(flags)
+    loaded, catalogue = open_sound_config(str(config), overrides)
+    collected = Collected()
+    dry_run(loaded, resolve(loaded, catalogue), World(), 0, collected)
+    return collected
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return configure(tmp_path, QUICKSTART / "model")
+
+
+def test_tied_weights_count_once_and_frozen_ones_have_no_gradient(config: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(QUICKSTART / "model")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    frozen = model.get_input_embeddings().weight.numel()
+    found = estimated(config, '--model.freeze_layers=["embed_tokens"]')
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    assert found.bytes_of("weights") == model.num_parameters() * 4 + buffers
+    assert found.bytes_of("gradients") == (model.num_parameters() - frozen) * 4
+    assert found.estimate_of_run.parameters == model.num_parameters() == 158_016
+    assert found.estimate_of_run.trained == 158_016 - frozen
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused", "adam", "adafactor", "sgd"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_optimizers_state_is_what_it_keeps_after_a_step(config: Path, name: str, momentum: float) -> None:
+    flags = (f"--training.optimizer={name}", f"--training.sgd_momentum={momentum}", "--training.save_steps=2")
+    overrides, _ = split_overrides(flags)
+    loaded, catalogue = open_sound_config(str(config), overrides)
+    run_training(loaded, resolve(loaded, catalogue))
+    from safetensors.torch import load_file
+
+    state = load_file(Path(loaded.config.training.output_dir) / "checkpoint-2/optimizer.safetensors")
+    real = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    assert estimated(config, *flags).bytes_of("optimizer state") == real
+    assert (real == 0) == (name == "sgd" and not momentum)
+
+
+def kept_by_a_real_pass(model: Any, tokens: int) -> int:
+    """Return the bytes that autograd holds after a real forward pass of one row, weights left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.model(input_ids=torch.ones((1, tokens), dtype=torch.int64), use_cache=False)
+    return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_activations_are_those_that_autograd_keeps(tmp_path: Path, attention: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = configure(tmp_path, QUICKSTART / "model", per_device_train_batch_size=1)
+    found = estimated(config, f"--model.attn_implementation={attention}").bytes_of("activations")
+    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART / "model")
+    rows = [json.loads(line)["messages"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    longest = max(len(tokenizer.apply_chat_template(row, return_dict=False)) for row in rows)
+    model = AutoModelForCausalLM.from_pretrained(QUICKSTART / "model", attn_implementation=attention).train()
+    assert found == pytest.approx(kept_by_a_real_pass(model, longest), rel=0.1)
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_checkpointing_and_mixed_precision(config: Path) -> None:
+    def activations(*flags: str) -> int:
+        return estimated(config, *flags).bytes_of("activations")
+
+    one, eight = (activations(f"--training.per_device_train_batch_size={size}") for size in (1, 8))
+    assert 3 < eight / one < 8  # rows differ in length, and the largest micro-batch counts
+    assert activations("--training.enable_gradient_checkpointing") < eight * 0.6  # half: the model has two layers
+    assert activations("--training.mixed_precision_dtype=bf16") < eight
+
+
+def test_gradients_of_earlier_micro_batches_are_added(config: Path) -> None:
+    once, twice = (estimated(config, f"--training.gradient_accumulation_steps={steps}") for steps in (1, 2))
+    assert twice.estimate_of_run.peak_bytes - once.estimate_of_run.peak_bytes == once.bytes_of("gradients")
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.suffix == ".safetensors")
+
+
+def test_disk_is_what_checkpoints_and_model_take(config: Path) -> None:
+    flags = ("--training.save_steps=1", "--training.max_steps=4", "--training.trainer_kwargs.save_total_limit=2")
+    found = estimated(config, *flags)
+    overrides, _ = split_overrides(flags)
+    loaded, catalogue = open_sound_config(str(config), overrides)
+    run_training(loaded, resolve(loaded, catalogue))
+    output = config.parent / "out"
+    (checkpoint, _) = sorted(output.glob("checkpoint-*"))
+    at_once = 3  # two that are kept, and a new one before the oldest is deleted
+    assert found.bytes_of("checkpoints") == pytest.approx(at_once * size_of(checkpoint), rel=0.03)
+    assert found.bytes_of("final model") == pytest.approx((output / "model.safetensors").stat().st_size, rel=0.03)
+    assert estimated(config, *flags[:2]).bytes_of("checkpoints") == pytest.approx(4 * size_of(checkpoint), rel=0.03)
+
+
+def test_free_memory_is_what_the_machine_or_its_container_has_left(tmp_path: Path, monkeypatch) -> None:
+    from oumi_plugins.trainers import _free
+
+    if torch.cuda.is_available():
+        pytest.skip("asks the GPU instead")
+    monkeypatch.setattr(_free, "CGROUP", tmp_path)
+    device, free = _free.free_memory()
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert device == "cpu"
+    assert free is not None
+    assert 0 < free < total
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _free.free_memory()[1] == pytest.approx(free, rel=0.5)
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert _free.free_memory()[1] == 4000
+
+
+RUN = """
+import resource, sys
+from oumi_kernel.cli.configuration import open_sound_config
+from oumi_kernel.plugins import resolve
+from oumi_kernel.run import run_training
+from oumi_plugins.trainers import _sft
+from oumi_plugins.strategies import _single
+from transformers.models.llama import modeling_llama
+
+if sys.argv[2] == "give back":
+    _single.keep_freed_memory = lambda: None
+with open("/proc/self/statm") as file:
+    imported = int(file.read().split()[1]) * resource.getpagesize()
+loaded, catalogue = open_sound_config(sys.argv[1], ())
+run_training(loaded, resolve(loaded, catalogue))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - imported)
+"""
+
+
+def measured(config: Path, freed: str) -> int:
+    """Return the peak of a real run's resident memory above that of its imports.
+
+    Args:
+        config: The configuration.
+        freed: What the allocator does with freed memory: `keep` it, as in a run, or `give back`. How much it keeps
+            depends on what is allocated in which order; with layers that are computed again it is half as much again.
+    """
+    environment = dict(os.environ)
+    if freed == "give back":
+        environment |= {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    command = [sys.executable, "-c", RUN, str(config), freed]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("training", "freed"),
+    [
+        ({"per_device_train_batch_size": 6}, "keep"),
+        ({"per_device_train_batch_size": 6, "enable_gradient_checkpointing": True}, "give back"),
+        ({"per_device_train_batch_size": 1, "save_steps": 1}, "keep"),
+    ],
+    ids=["activations", "checkpointing", "saving"],
+)
+def test_the_peak_is_that_of_a_real_run_within_a_quarter(tmp_path: Path, training: dict[str, Any], freed: str) -> None:
+    shutil.copytree(QUICKSTART / "model", tmp_path / "model")
+    shape = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 10, "vocab_size": 2048}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | shape | heads))
+    config = configure(tmp_path, tmp_path / "model", **training)
+    answer = {"role": "assistant", "content": "A long answer. " * 60}
+    row = json.dumps({"messages": [{"role": "user", "content": "A question?"}, answer]})
+    (tmp_path / "rows.jsonl").write_text("\n".join([row] * 16))
+    found = estimated(config, "--model.model_max_length=256").estimate_of_run
+    assert found.parameters > 30_000_000
+    text = json.loads(config.read_text())
+    text["model"]["model_max_length"] = 256
+    config.write_text(json.dumps(text))
+    assert found.peak_bytes == pytest.approx(measured(config, freed), rel=0.25)
