@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from oumi_kernel import ConfigError
+from oumi_kernel.config import DataParams, DatasetParams, DatasetSplitParams
 from tests.models.conftest import TINY, Load
 
 
@@ -172,3 +174,21 @@ def test_half_a_weight_file_is_an_error_that_names_the_folder(load: Load, tmp_pa
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(ConfigError, match=r"model.model_name: the folder '.*model' holds no model that"):
         load(model_name="./model").model()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator, where it has a backward pass")
+def test_flex_attention_is_refused_where_it_has_no_backward_pass(load: Load) -> None:
+    with pytest.raises(ConfigError, match="attn_implementation: flex_attention has no backward pass on a CPU"):
+        load(attn_implementation="flex_attention").tokenizer()
+
+
+def test_packs_are_refused_for_a_model_that_reads_across_their_borders(load: Load, tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=1024, hidden_size=32, state_size=4, num_hidden_layers=2)
+    config.save_pretrained(tmp_path / "mamba")
+    loader = load(model_name=str(tmp_path / "mamba"), tokenizer_name=str(TINY))
+    packed = DatasetSplitParams(datasets=[DatasetParams(dataset_name="a")], pack=True, stream=True)
+    assert loader.tokenizer()  # without packs it is fine
+    data = DataParams(train=packed)
+    loader.run = msgspec.structs.replace(loader.run, config=msgspec.structs.replace(loader.run.config, data=data))
+    with pytest.raises(ConfigError, match=r"data\.train\.pack: MambaForCausalLM reads across the borders"):
+        loader.tokenizer()

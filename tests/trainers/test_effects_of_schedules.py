@@ -67,8 +67,8 @@ def test_as_many_steps_are_done_as_the_header_prints(
 def test_a_run_that_goes_on_prints_all_steps_and_does_those_that_are_left(train: Train) -> None:
     flags = ("--training.lr_scheduler_type=cosine", "--training.warmup_steps=2", "--training.max_steps=7")
     straight = train(*flags, name="straight")
-    train(*flags, "--training.save_steps=4")
-    resumed = train(*flags, "--training.try_resume_from_last_checkpoint")
+    stopped = train(*flags, "--training.save_steps=4")
+    resumed = train(*flags, f"--training.resume_from_checkpoint={stopped.folder}/checkpoint-4")
     assert promised(resumed) == [7, 7]
     assert "going on from step 4 of 7" in (resumed.folder / "logs/rank_0.log").read_text()
     assert resumed.summary.steps == 7

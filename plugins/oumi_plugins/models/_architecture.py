@@ -18,8 +18,11 @@ from transformers.models.auto.modeling_auto import (
 from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
+from oumi_kernel.plugins.slots import filled_splits
 from oumi_plugins.models._names import not_found, revision
 
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers that look at tokens by their positions."""
 SET_ELSEWHERE = {
     "attn_implementation": "model.attn_implementation",
     "dtype": "model.torch_dtype_str",
@@ -36,7 +39,7 @@ def check_model(params: ModelParams, run: Run) -> PretrainedConfig:
 
     Raises:
         ConfigError: It cannot be found or is no causal language model, an argument is unknown, its attention cannot
-            be computed, or a pattern of `freeze_layers` matches nothing.
+            be computed, a pattern of `freeze_layers` matches nothing, or it cannot keep packed examples apart.
     """
     if params.device_map not in (None, "auto"):
         message = f"'{params.device_map}': the strategy places the model."
@@ -48,12 +51,25 @@ def check_model(params: ModelParams, run: Run) -> PretrainedConfig:
         hint = "null takes the fastest for this machine; sdpa and eager run everywhere."
         raise ConfigError(Problem(code="not-served", path="model.attn_implementation", message=message, hint=hint))
     config = _config(params, run)
-    for name, modules in matches(_skeleton(config, params), params.freeze_layers).items():
+    skeleton = _skeleton(config, params)
+    _refuse_packs(skeleton, run)
+    for name, modules in matches(skeleton, params.freeze_layers).items():
         if not any(True for module in modules for _ in module.parameters()):
             index = params.freeze_layers.index(name)
             message = f"'{name}' names modules without parameters."
             raise ConfigError(Problem(code="no-match", path=f"model.freeze_layers[{index}]", message=message))
     return config
+
+
+def _refuse_packs(model: Any, run: Run) -> None:
+    """Refuse packs for a model whose layers carry a state from one token to the next, or know no borders."""
+    packed = [name for name, split in filled_splits(run.config) if split.pack]
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    is_apart = getattr(type(model), "_supports_attention_backend", False) and kinds <= ATTENTION
+    if packed and (not is_apart or getattr(type(model), "_is_stateful", False)):
+        message = f"{type(model).__name__} reads across the borders of packed examples."
+        hint = "Remove pack: batches of separate examples are right for every model."
+        raise ConfigError(Problem(code="not-served", path=f"data.{packed[0]}.pack", message=message, hint=hint))
 
 
 def matches(model: nn.Module, patterns: list[str]) -> dict[str, list[nn.Module]]:

@@ -47,6 +47,8 @@ class SftTrainer:
     def prepare(self, split: str, rows: Sequence[Row], target: TrainTarget) -> Examples:
         """Return examples of `input_ids` and `labels`, labels not shifted, which lie on disk (see `Examples`)."""
         data = getattr(self._run.config.data, split)
+        if data.stream and not data.pack:
+            _log.warning("data.%s.stream: no effect: rows are read one after another with or without it.", split)
         settings = Settings(
             target=target,
             variables=self._run.config.model.chat_template_kwargs or {},
