@@ -17,6 +17,7 @@ from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
 from oumi_plugins.models._architecture import matches
+from oumi_plugins.models._bars import bars_on_a_terminal
 from oumi_plugins.models._names import not_found, revision
 
 _log = logging.getLogger("oumi_plugins.models.model")
@@ -98,9 +99,10 @@ def _ready(model: Any, params: ModelParams) -> nn.Module:
 def _pretrained(params: ModelParams, run: Run, config: PretrainedConfig, options: dict[str, Any]) -> Any:
     name = run.locate(params.model_name)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, config=config, revision=revision(params), output_loading_info=True, **options
-        )
+        with bars_on_a_terminal():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, config=config, revision=revision(params), output_loading_info=True, **options
+            )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

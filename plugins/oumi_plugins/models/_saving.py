@@ -13,6 +13,7 @@ from torch import nn
 from transformers.utils import logging as library_logging
 
 from oumi_kernel import CheckpointError
+from oumi_plugins.models._bars import no_bars
 from oumi_plugins.models._generation import generation_settings
 
 BROKEN = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
@@ -102,12 +103,10 @@ def _read(model: Any, directory: Path, device: torch.device | None) -> nn.Module
 @contextmanager
 def _quiet() -> Generator[None]:
     """Keep the library's bars and reports off the terminal; what is wrong is said by an error."""
-    bars, level = library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
-    library_logging.disable_progress_bar()
+    level = library_logging.get_verbosity()
     library_logging.set_verbosity(library_logging.CRITICAL)
     try:
-        yield
+        with no_bars():
+            yield
     finally:
         library_logging.set_verbosity(level)
-        if bars:
-            library_logging.enable_progress_bar()
