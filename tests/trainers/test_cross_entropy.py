@@ -11,7 +11,8 @@ from oumi_plugins.trainers import _cross_entropy
 
 @pytest.fixture(params=[1, 7, 1000], ids=lambda size: f"chunks of {size}")
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cross_entropy, "CHUNK_BYTES", 4 * 31 * request.param)
+    monkeypatch.setattr(_cross_entropy, "CHUNK_BYTES", {"cpu": 4 * 31 * request.param})
+    monkeypatch.setattr(_cross_entropy, "FEWEST", 1)
 
 
 def case(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -72,7 +73,8 @@ def test_losses_and_predictions_of_single_tokens_equal_torchs() -> None:
 def test_the_logits_of_all_tokens_are_never_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     whole = _cross_entropy._chunk
-    monkeypatch.setattr(_cross_entropy, "CHUNK_BYTES", 4 * 31 * 6)
+    monkeypatch.setattr(_cross_entropy, "CHUNK_BYTES", {"cpu": 4 * 31 * 6})
+    monkeypatch.setattr(_cross_entropy, "FEWEST", 1)
     monkeypatch.setattr(
         _cross_entropy, "_chunk", lambda logits, *rest: seen.append(len(logits)) or whole(logits, *rest)
     )

@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+from oumi_kernel import ConfigError
 from oumi_plugins.trainers._forward import Forward
 
 SHAPE = {
@@ -204,6 +205,65 @@ def test_a_model_that_leaks_between_sequences_is_found_out() -> None:
 def test_logits_that_are_changed_after_the_head_are_not_computed_from_the_head_alone(name: str) -> None:
     assert chosen(build(name), None)._head is None
     assert chosen(build("llama"), None)._head is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attention", [None, "eager"])
+def test_a_cap_on_logits_is_noticed_while_logits_are_small(attention: str | None, dtype: torch.dtype) -> None:
+    model = build("gemma2").to(dtype)
+    if attention:
+        model.set_attn_implementation(attention)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(0.001)  # tied to the head
+    assert chosen(model, attention)._head is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["Lfm2", "Bloom"])
+def test_a_model_with_weak_ties_between_sequences_is_found_out_in_16_bits_too(name: str, dtype: torch.dtype) -> None:
+    shape = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+    lfm2 = {"num_key_value_heads": 4, "layer_types": ["conv", "full_attention"]}
+    shape |= lfm2 if name == "Lfm2" else {"n_head": 4}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**shape)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    forward = chosen(model, None)
+    assert not forward.is_flat
+    assert model.config._attn_implementation != "oumi_rows"
+
+
+def test_a_number_format_that_the_model_cannot_compute_in_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**arguments: object) -> None:
+        raise RuntimeError("expected m1 and m2 to have the same dtype")
+
+    model = build("llama").to(torch.bfloat16)
+    monkeypatch.setattr(model, "forward", refuse)
+    with pytest.raises(ConfigError, match=r"model\.torch_dtype_str: the model cannot compute with weights of torch.bf"):
+        chosen(model, None)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_right_and_is_not_compiled_again_for_other_lengths() -> None:
+    model = build("llama")
+    forward, plain = chosen(model, None), chosen(model, None)
+    mixtures = [(9, 4, 17), (5, 30), (12, 3, 8, 2), (40,), (6, 7, 21)]
+    batches = [plain.supervise(padded_batch(sequences(lengths)))[0] for lengths in mixtures]
+    expected = []
+    for batch in batches:
+        loss = plain.loss(batch)
+        loss.backward()
+        expected.append((loss.detach(), gradients(model)))
+    forward.compile()
+    graphs = []
+    for batch, (loss, wanted) in zip(batches, expected, strict=True):
+        found = forward.loss(batch)
+        found.backward()
+        torch.testing.assert_close(found, loss, rtol=1e-5, atol=1e-4)
+        for key, gradient in gradients(model).items():
+            torch.testing.assert_close(gradient, wanted[key], rtol=1e-3, atol=1e-3, msg=key)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[-1] == graphs[1]
 
 
 def test_left_padding_is_taken_off_like_right_padding() -> None:

@@ -9,6 +9,7 @@ Shapes: H heads, K heads of keys and values, T tokens of the batch, L tokens of 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ def register() -> None:
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
 
 
+@torch.compiler.disable
 def attend(
     module: nn.Module,
     query: torch.Tensor,
@@ -64,17 +66,27 @@ def attend(
 
     Raises:
         NotImplementedError: The model asks for something that this attention does not do.
+
+    A compiler leaves it out: it would make another graph for every mixture of lengths.
     """
     bounds = options.pop("cu_seq_lens_q", None)
+    if bounds is None and attention_mask is None and query.shape[0] == 1:
+        bounds = torch.tensor([0, query.shape[2]])
     if bounds is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # pyright: ignore[reportReturnType]
     for name in _UNKNOWN:
         if options.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
     lengths: list[int] = bounds.diff().tolist()
-    parts = zip(*(states[0].split(lengths, dim=1) for states in (query, key, value)), strict=True)
+    parts = zip(*(_cast(states[0]).split(lengths, dim=1) for states in (query, key, value)), strict=True)
     outputs = [_one(*part, options=options) for part in parts]
     return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0), None
+
+
+def _cast(states: torch.Tensor) -> torch.Tensor:
+    """Return states in autocast's number format where it is on: all sequences at once, not each by itself."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 
 
 def _one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, options: dict[str, Any]) -> torch.Tensor:
@@ -110,11 +122,12 @@ def _explicit(
     scaling, dropout, window = settings
     heads, length, width = query.shape
     groups = key.shape[0]
-    bias = query.new_zeros(length, length).masked_fill_(~_allowed(length, window, query.device), float("-inf"))
+    size = -(-length // LONGEST_EXPLICIT) * LONGEST_EXPLICIT
+    bias = _bias(size, window, query.dtype, query.device)[:length, :length]
     stacked = query.reshape(groups, heads // groups * length, width)
     cap, sinks = options.get("softcap"), options.get("s_aux")
     if cap is None:
-        tall = bias.repeat(heads // groups, 1)
+        tall = bias if heads == groups else bias.repeat(heads // groups, 1)
         scores = torch.baddbmm(tall, stacked, key.transpose(1, 2), alpha=scaling)
     else:
         scores = torch.bmm(stacked, key.transpose(1, 2)) * scaling
@@ -125,6 +138,14 @@ def _explicit(
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
     weights = F.dropout(weights[..., :length], dropout) if dropout else weights[..., :length]
     return torch.bmm(weights, value).view(heads, length, -1)
+
+
+@lru_cache(maxsize=4)
+def _bias(size: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return what is added to scores, (size, size): nothing where a query may see the key, else minus infinity."""
+    return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(
+        ~_allowed(size, window, device), float("-inf")
+    )
 
 
 def _allowed(length: int, window: int | None, device: torch.device) -> torch.Tensor:

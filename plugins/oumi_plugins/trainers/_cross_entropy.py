@@ -12,13 +12,16 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-CHUNK_BYTES = 256 * 2**20
-"""Memory of one chunk of float32 logits."""
+CHUNK_BYTES = {"cpu": 8 * 2**20}
+"""Memory of one chunk of float32 logits by kind of device: on a CPU, what its caches hold."""
+OTHER_CHUNK_BYTES = 256 * 2**20
+FEWEST = 128
+"""Positions of a chunk at least: products of fewer rows are slow."""
 
 
-def chunk_of(vocabulary: int) -> int:
+def chunk_of(vocabulary: int, device: torch.device) -> int:
     """Return how many positions make a chunk."""
-    return max(1, CHUNK_BYTES // (4 * vocabulary))
+    return max(FEWEST, CHUNK_BYTES.get(device.type, OTHER_CHUNK_BYTES) // (4 * vocabulary))
 
 
 def summed_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -43,7 +46,7 @@ def token_losses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (losses float32, predictions int64), each (P,), without a gradient."""
     losses, predictions = [], []
-    size = chunk_of(head.out_features)
+    size = chunk_of(head.out_features, hidden.device)
     for states, right in zip(hidden.split(size), targets.split(size), strict=True):
         logits = head(states).float()
         losses.append(F.cross_entropy(logits, right, reduction="none"))
@@ -63,7 +66,7 @@ class _SummedLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=exact, device=hidden.device)
         hidden_grad = torch.empty_like(hidden) if needs_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=exact) if needs_weight else None
-        size = chunk_of(len(weight))
+        size = chunk_of(len(weight), hidden.device)
         for start in range(0, len(hidden), size):
             states = hidden[start : start + size]
             logits = torch.mm(states, weight.t()).to(exact)

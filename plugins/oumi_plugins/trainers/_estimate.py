@@ -153,7 +153,8 @@ def _how(kept: Activations | str, tokens: int) -> str:
 def _logits(model: Any, tokens: int) -> tuple[int, int]:
     """Return (positions, bytes) of a chunk of logits, the bytes with the gradient of a head that trains."""
     weight = model.get_output_embeddings().weight
-    positions = min(tokens, chunk_of(len(weight)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    positions = min(tokens, chunk_of(len(weight), device))
     return positions, 4 * (positions * len(weight) + (weight.numel() if weight.requires_grad else 0))
 
 

@@ -1,7 +1,8 @@
 """How a model computes the losses of a batch: flat where it can, with the head in chunks where it can.
 
 Both are asked of the model itself, before training, on two short sequences: a model whose flat result is not that of
-each sequence alone (recurrent layers, positions that it does not take) gets padded batches.
+each sequence alone, or depends on the tokens of another (recurrent layers, positions that it does not take), gets
+padded batches.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
+from oumi_kernel import ConfigError, Problem
 from oumi_plugins.trainers import _attention, _batch_layout
 from oumi_plugins.trainers._cross_entropy import summed_loss, token_losses
 
@@ -25,6 +27,11 @@ REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeEr
 """What models raise for arguments that they do not take."""
 VARLEN = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 """Attention implementations of transformers that take where sequences begin."""
+LARGE = 1000.0
+"""Size of logits with which the head is asked; caps of models are about 30."""
+ROUNDING, REPEATED = (1e-4, 0.03), (1e-6, 1e-3)
+"""Differences by which results of one computation may differ relative to their size, in float32 and in 16 bits: when it
+is cut in another way, and when it is repeated."""
 HALF = (torch.bfloat16, torch.float16)
 ORDINARY_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -50,21 +57,23 @@ class Forward:
             context: The context of a forward pass.
         """
         model = self._model
-        was_training = model.training
+        was_training, own = model.training, getattr(_config(model), "_attn_implementation", None)
         model.eval()
         chosen = attention or self._fitting_attention(context)
         with torch.no_grad(), context() if chosen in VARLEN else nullcontext():
-            alone = [_logits(model, _question(model, length)) for length in ASKED]
+            alone = [_first_logits(model, _question(model, length)) for length in ASKED]
             if attention is None and chosen is not None:
                 _attention.register()
                 _inner(model).set_attn_implementation(chosen)
             self._ask_for_flat(alone)
+            if not self.is_flat and chosen != attention:
+                _inner(model).set_attn_implementation(own)
             self._ask_for_chunks()
         model.train(was_training)
 
     def compile(self) -> None:
-        """Compile what computes most."""
-        (self._decoder or self._model).compile()
+        """Compile what computes most, for any number of tokens."""
+        (self._decoder or self._model).compile(dynamic=True)
 
     def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[_batch_layout.Laid, int]:
         """Return a collated batch as the model reads it, and its supervised tokens."""
@@ -119,19 +128,29 @@ class Forward:
 
     def _ask_for_flat(self, alone: list[torch.Tensor]) -> None:
         rows = [_question(self._model, length)["input_ids"][0] for length in ASKED]
-        asked = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        real = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        batch = _batch_layout.flat({"input_ids": asked, "attention_mask": real, "labels": asked}, self._ignore)
         try:
-            together = self._model(**_flat_inputs(self._model, _on(self._model, batch))).logits[0].split(ASKED)
+            together, again = (self._together([first, rows[1]]) for first in (rows[0], rows[0].flip(0)))
         except REFUSALS as error:
-            self.why_padded = " ".join(str(error).split())[:200] or type(error).__name__
+            self.why_padded = _reason(error)
             return
-        self.is_flat = all(_same(left, right) for left, right in zip(together, alone, strict=True))
+        is_same = all(_same(left, right, ROUNDING) for left, right in zip(together, alone, strict=True))
+        self.is_flat = is_same and _same(again[1], together[1], REPEATED)
         self.why_padded = "" if self.is_flat else "sequences laid end to end are not kept apart by this model"
 
+    def _together(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the logits of each row, (tokens, vocabulary), from one flat batch of all."""
+        asked, real = (
+            nn.utils.rnn.pad_sequence(parts, batch_first=True) for parts in (rows, [torch.ones_like(r) for r in rows])
+        )
+        batch = _batch_layout.flat({"input_ids": asked, "attention_mask": real, "labels": asked}, self._ignore)
+        logits = self._model(**_flat_inputs(self._model, _on(self._model, batch))).logits[0]
+        return list(logits.split(batch["lengths"]))
+
     def _ask_for_chunks(self) -> None:
-        """Find the head, and whether logits are what it makes of the decoder's output and nothing more."""
+        """Find the head, and whether logits are what it makes of the decoder's output and nothing more.
+
+        Asked with large logits: a cap on logits hardly changes small ones.
+        """
         model = self._model
         if not isinstance(model, PreTrainedModel):
             return
@@ -141,9 +160,15 @@ class Forward:
         question = _question(model, ASKED[0])
         try:
             states = decoder(**question).last_hidden_state[0]
+            factor = LARGE / head(states).float().square().mean().sqrt().clamp(min=1e-6)
+            hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * factor.to(inputs[0].dtype),))
+            try:
+                logits = _logits(model, question)
+            finally:
+                hook.remove()
         except REFUSALS:
             return
-        if _same(head(states), _logits(model, question)) and states.dtype != torch.float16:
+        if states.dtype != torch.float16 and _same(head(states * factor.to(states.dtype)), logits, ROUNDING):
             self._decoder, self._head = decoder, head
 
 
@@ -162,13 +187,39 @@ def _inner(model: Any) -> Any:
     return model
 
 
+def _config(model: Any) -> Any:
+    return getattr(_inner(model), "config", None)
+
+
 def _logits(model: nn.Module, question: Asked) -> torch.Tensor:
     return model(**question).logits[0]
 
 
+def _first_logits(model: nn.Module, question: Asked) -> torch.Tensor:
+    """Return logits, where the model is asked for the first time.
+
+    Raises:
+        ConfigError: It cannot compute any.
+    """
+    try:
+        return _logits(model, question)
+    except REFUSALS as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        message = f"the model cannot compute with weights of {next(model.parameters()).dtype}: {_reason(error)}."
+        hint = "Try float32, with training.mixed_precision_dtype: bf16."
+        raise ConfigError(
+            Problem(code="not-served", path="model.torch_dtype_str", message=message, hint=hint)
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
 def _flat_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
-    implementation = getattr(getattr(_inner(model), "config", None), "_attn_implementation", None)
+    implementation = getattr(_config(model), "_attn_implementation", None)
     if implementation == _attention.NAME:
         inputs["attention_mask"] = _attention.flat_mask(batch["input_ids"].device)
         inputs["cu_seq_lens_q"] = torch.tensor([0, *batch["lengths"]]).cumsum(0)  # on the host: nobody waits for it
@@ -183,8 +234,8 @@ def _on(model: nn.Module, batch: Mapping[str, Any]) -> _batch_layout.Laid:
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
-def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
+def _same(left: torch.Tensor, right: torch.Tensor, tolerances: tuple[float, float]) -> bool:
     """Return whether two results of the same computation differ by no more than rounding."""
-    tolerance = 1e-4 if right.dtype in (torch.float32, torch.float64) else 0.03
+    tolerance = tolerances[right.dtype in HALF]
     difference = (left.double() - right.double()).square().mean().sqrt()
     return bool(difference <= tolerance * right.double().square().mean().sqrt())
