@@ -68,7 +68,7 @@ def reserved(folder: Path) -> Generator[None]:
 
     path = folder / ".lock"
     try:
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("ab+", buffering=0)
     except OSError as error:
         raise cannot_write(path, 0, error) from error
     with file:
@@ -85,8 +85,7 @@ def reserved(folder: Path) -> Generator[None]:
             _log.warning("%s cannot be locked (%s): do not start a second run there", folder, error)
         try:
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            file.write(str(os.getpid()).encode())
         except OSError as error:
-            raise cannot_write(path, 0, error) from error
+            raise cannot_write(path, len(str(os.getpid())), error) from error
         yield

@@ -1,4 +1,8 @@
-"""The model that a run leaves: written beside, then moved, so that an older one is replaced by a complete one only."""
+"""The model that a run leaves: written beside, then moved.
+
+`config.json` of an older model goes first and that of the new one comes last, so that a folder in which only some files
+were moved does not open as a model.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from pathlib import Path
 from oumi_kernel.contracts import Session
 from oumi_kernel.disk import cannot_write, require_space, sync
 from oumi_kernel.errors import CheckpointError
+
+CONFIG = "config.json"
+"""Without it nothing opens a folder as a model."""
 
 
 def save_final_model(session: Session) -> None:
@@ -38,7 +45,8 @@ def _move(beside: Path, target: Path) -> None:
     files = sorted(path for path in beside.rglob("*") if path.is_file())
     for file in files:
         sync(file)
-    for file in files:
+    (target / CONFIG).unlink(missing_ok=True)
+    for file in sorted(files, key=lambda file: file.name == CONFIG):
         place = target / file.relative_to(beside)
         place.parent.mkdir(parents=True, exist_ok=True)
         file.replace(place)

@@ -89,11 +89,11 @@ def recorded(entry: Entry) -> RecordedComponent:
 
 
 def fingerprint(examples: Sequence[Any]) -> str | None:
-    """Return the digest of prepared examples in their order: their own `fingerprint`, else that of their JSON.
+    """Return the digest of prepared examples in their order: their own `content`, else that of their JSON.
 
     None for examples that know none and are no plain data.
     """
-    own = getattr(examples, "fingerprint", None)
+    own = getattr(examples, "content", None)
     if isinstance(own, str):
         return own
     digest, encoder = hashlib.sha256(), msgspec.json.Encoder(order="sorted")
@@ -136,7 +136,12 @@ def write_json(path: Path, record: Mapping[str, Any] | msgspec.Struct) -> None:
     text = msgspec.json.format(msgspec.json.encode(record), indent=2)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text + b"\n")
+        beside = path.with_name(f".tmp-{path.name}")
+        try:
+            beside.write_bytes(text + b"\n")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error.strerror}. Choose another training.output_dir or make it writable."

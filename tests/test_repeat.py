@@ -241,7 +241,7 @@ def test_a_record_that_cannot_be_read_says_so(beside: Path, changes: dict[str, A
 
 def test_a_fingerprint_follows_from_examples_and_their_order() -> None:
     class Known(list[Any]):
-        fingerprint = "abc"
+        content = "abc"
 
     examples = [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [3], "labels": [3]}]
     assert fingerprint(examples) == fingerprint([dict(reversed(example.items())) for example in examples])

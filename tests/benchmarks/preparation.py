@@ -45,6 +45,7 @@ def main() -> None:
         cells += [
             f"{first['peak_mb']:.0f}",
             f"{second['seconds']:.2f}",
+            f"{second['cpu']:.2f}",
             f"{second['peak_mb']:.0f}",
             f"{size / 1e6:.0f}",
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,11 @@ def test_a_checkpoint_of_an_earlier_run_with_the_same_number_is_replaced(train: 
         (("--training.per_device_train_batch_size=4",), 24, "per_device_train_batch_size was 8, now 4"),
         (("--training.data_seed=1",), 24, "training.data_seed was 42, now 1"),
         ((), 23, "the number of training examples was 24, now 23"),
+        (
+            ("--data.train.datasets[0].shuffle=true", "--data.train.datasets[0].seed=1"),
+            24,
+            "the content of the training",
+        ),
     ],
 )
 def test_within_an_epoch_another_order_is_refused(
@@ -194,3 +200,22 @@ def test_memory_that_is_not_there_is_said_with_what_to_cut() -> None:
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="mat1"), memory_errors():
         torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+
+def test_at_the_end_of_an_epoch_other_examples_are_said(train: Train, caplog) -> None:
+    run = train("--training.save_steps=3", name="first")
+    resume = f"--training.resume_from_checkpoint={run.folder}/checkpoint-3"
+    with caplog.at_level(logging.WARNING, "oumi_plugins"):
+        train(resume, "--training.max_steps=5", "--data.train.train_target=all_tokens")
+    assert "the content of the training examples was" in caplog.text
+
+
+def test_a_run_goes_on_from_what_was_written_last_not_from_an_earlier_runs_higher_steps(
+    train: Train, tmp_path: Path, caplog
+) -> None:
+    train("--training.save_steps=3", "--training.max_steps=6")
+    train("--training.save_steps=2", "--training.max_steps=3", "--training.save_final_model=false", rows=30)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-3")  # as if killed after step 2
+    with caplog.at_level(logging.INFO, "oumi_plugins"):
+        train("--training.try_resume_from_last_checkpoint", "--training.max_steps=3", rows=30)
+    assert "going on from step 2 of 3" in caplog.text

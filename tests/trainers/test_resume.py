@@ -168,7 +168,7 @@ def test_what_changes_the_rest_of_the_run_is_said_and_what_does_not_is_not(train
             "--training.max_steps=5",
             "--training.max_grad_norm=0.5",
             "--training.lr_scheduler_type=linear",
-            "--data.train.datasets[0].shuffle",
+            "--data.train.mixture_strategy=all_exhausted",
         )
     for change in (
         "the number of steps was 3, now 5",

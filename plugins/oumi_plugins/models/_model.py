@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from oumi_kernel import ConfigError, Problem
+from oumi_kernel import ConfigError, OutOfMemoryError, Problem
 from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
 from oumi_plugins.models._architecture import matches
@@ -104,8 +104,11 @@ def _pretrained(params: ModelParams, run: Run, config: PretrainedConfig, options
                 name, config=config, revision=revision(params), output_loading_info=True, **options
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            message = f"out of memory while the weights of '{name}' were read: {' '.join(str(error).split())[:200]}"
+            raise OutOfMemoryError(
+                f"{message}. Set model.torch_dtype_str: bfloat16, or take a smaller model."
+            ) from error
         raise not_found("model.model_name", name, "model", error) from error
     model, found = loaded
     missing = sorted(found["missing_keys"])

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from oumi_kernel.contracts import Session
+from oumi_kernel.manifest import fingerprint
 from oumi_plugins.trainers._order import OrderedBatches
 
 Batch = tuple[dict[str, Any], int]
@@ -51,11 +52,12 @@ class Batches:
         self._order = OrderedBatches(len(session.examples["train"]), size, seed=seed)
 
     @property
-    def order_follows_from(self) -> dict[str, int]:
+    def order_follows_from(self) -> dict[str, int | str]:
         """What must be the same for an epoch to go on with the samples that are left of it."""
         training = self._training
         return {
             "the number of training examples": len(self._session.examples["train"]),
+            "the content of the training examples": (fingerprint(self._session.examples["train"]) or "")[:12],
             "training.per_device_train_batch_size": training.per_device_train_batch_size,
             "training.data_seed": training.data_seed,
         }

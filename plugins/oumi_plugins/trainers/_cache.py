@@ -52,9 +52,14 @@ class Entry:
             array.flags.writeable = False
 
     @property
+    def checksum(self) -> str:
+        """The checksum that was written with it."""
+        return self._metadata["checksum"]
+
+    @property
     def is_whole(self) -> bool:
         """Whether it is what was written."""
-        return self._metadata["checksum"] == _checksum(self.arrays, self._metadata["facts"])
+        return self.checksum == _checksum(self.arrays, self._metadata["facts"])
 
 
 class Cache:

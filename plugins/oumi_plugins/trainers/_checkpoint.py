@@ -15,7 +15,17 @@ from safetensors import SafetensorError
 from oumi_kernel import CheckpointError
 from oumi_kernel.contracts import Session
 from oumi_kernel.disk import cannot_write, require_space
-from oumi_plugins.trainers._manifest import MANIFEST, STATE, checkpoints_in, incompleteness, put, remove, seal, tidy
+from oumi_plugins.trainers._manifest import (
+    MANIFEST,
+    STATE,
+    checkpoints_in,
+    incompleteness,
+    last_written_first,
+    put,
+    remove,
+    seal,
+    tidy,
+)
 from oumi_plugins.trainers._random_state import load_random_state, save_random_state
 from oumi_plugins.trainers._retention import Best, Retention, better, expendable
 from oumi_plugins.trainers._settings import Setting, check_settings, settings_of
@@ -53,7 +63,7 @@ class Progress(msgspec.Struct):
     evaluation_due: bool = False
     evaluated_at: int = -1
     best: Best | None = None
-    order: dict[str, int] = {}
+    order: dict[str, int | str] = {}
     settings: dict[str, Setting] = {}
 
 
@@ -101,7 +111,7 @@ class Checkpoints:
         self._prune(progress)
         return target
 
-    def resume(self, order: Mapping[str, int]) -> Progress | None:
+    def resume(self, order: Mapping[str, int | str]) -> Progress | None:
         """Restore the checkpoint that the configuration names, or the newest one if it says so; else None.
 
         Args:
@@ -123,7 +133,7 @@ class Checkpoints:
         _log.info("%s", _where(progress.step, session.plan.total_steps))
         return progress
 
-    def find(self, order: Mapping[str, int]) -> tuple[Path, Progress] | None:
+    def find(self, order: Mapping[str, int | str]) -> tuple[Path, Progress] | None:
         """Return the checkpoint that `resume` restores, and how far it is; None if there is none.
 
         Raises:
@@ -165,7 +175,7 @@ class Checkpoints:
             if problem:
                 raise CheckpointError(f"training.resume_from_checkpoint: cannot go on from {folder}: {problem}.")
             return folder
-        for _, folder in reversed(checkpoints_in(self._folder)) if training.try_resume_from_last_checkpoint else ():
+        for folder in last_written_first(self._folder) if training.try_resume_from_last_checkpoint else ():
             problem = incompleteness(folder)
             if not problem:
                 return folder
@@ -200,7 +210,7 @@ def _where(step: int, total: int) -> str:
     return f"nothing is left to train: the run ends at step {total}, and the checkpoint is of step {step}.{beyond}"
 
 
-def _check_order(folder: Path, progress: Progress, order: Mapping[str, int]) -> None:
+def _check_order(folder: Path, progress: Progress, order: Mapping[str, int | str]) -> None:
     """Refuse to go on within an epoch whose order would be another one: samples would be repeated or left out."""
     saved = progress.order
     changed = [f"{key} was {saved.get(key)}, now {value}" for key, value in order.items() if saved.get(key) != value]
@@ -209,6 +219,8 @@ def _check_order(folder: Path, progress: Progress, order: Mapping[str, int]) -> 
             f"cannot go on from {folder}, which stands within an epoch: {'; '.join(changed)}. "
             "Set it back, or go on from a checkpoint at the end of an epoch."
         )
+    if changed:
+        _log.warning("since %s was written: %s. The result will not be that of one run.", folder, "; ".join(changed))
 
 
 def _bytes_of(session: Session) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oumi_plugins.trainers._cache import Array, Cache, Entry
+from oumi_plugins.trainers._fingerprint import digest
 
 Example = dict[str, NDArray[np.int64]]
 
@@ -77,6 +78,12 @@ class Examples(Sequence[Example]):
         return self._index["lengths"]
 
     @property
+    def content(self) -> str:
+        """A digest of what the examples hold, whatever versions of libraries made them."""
+        parts = [self._block(block).checksum.encode() for block in range(len(self._contents.blocks))]
+        return digest(*parts, *(self._index[name].tobytes() for name in ("packed", "bounds") if name in self._index))
+
+    @property
     def is_packed(self) -> bool:
         """Whether an example is a pack."""
         return "packed" in self._index
@@ -104,7 +111,7 @@ class Examples(Sequence[Example]):
         rows: dict[int, None] = {}
         for number in self._sequences(index):
             block, local = self._locate(number)
-            rows[self._contents.first_rows[block] + int(self._block(block)["rows"][local])] = None
+            rows[self._contents.first_rows[block] + int(self._block(block).arrays["rows"][local])] = None
         return list(rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -119,7 +126,7 @@ class Examples(Sequence[Example]):
 
     def _sequence(self, number: int) -> tuple[Array, Array]:
         block, local = self._locate(number)
-        arrays = self._block(block)
+        arrays = self._block(block).arrays
         start, stop = arrays["offsets"][local : local + 2]
         return arrays["ids"][start:stop], arrays["labels"][start:stop]
 
@@ -127,10 +134,10 @@ class Examples(Sequence[Example]):
         block = bisect.bisect_right(self._contents.first_sequences, number) - 1
         return block, number - self._contents.first_sequences[block]
 
-    def _block(self, block: int) -> dict[str, Array]:
+    def _block(self, block: int) -> Entry:
         if block not in self._blocks:
             self._blocks[block] = self._cache.open(self._contents.blocks[block])
-        return self._blocks[block].arrays
+        return self._blocks[block]
 
 
 def _opened(folder: str, fingerprint: str) -> Examples:

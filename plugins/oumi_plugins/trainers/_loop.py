@@ -87,15 +87,8 @@ class Loop:
             OutOfMemoryError: The device or the host ran out of memory.
             StopRequested: The process was asked to stop; a complete checkpoint was written.
         """
-        self._prepare_model()
-        resumed = self.checkpoints.resume(self.progress.order)
-        if resumed:
-            resumed.order = self.progress.order
-            self.progress, self.loss_sum = resumed, torch.tensor(resumed.loss_sum)
-            self.started_at = resumed.step
-        self.session.kernel.train_start(self.session.run, self.plan, self.progress.step)
-        self.clock, self.clock_tokens = time.perf_counter(), self.progress.tokens
         with memory_errors():
+            self._begin()
             if self.progress.evaluation_due:
                 self._evaluate()
             self._steps()
@@ -106,6 +99,16 @@ class Loop:
             self._end_if_asked()
             self.checkpoints.load_best(self.progress.best)
         return Summary(steps=self.progress.step, figures=self.figures)
+
+    def _begin(self) -> None:
+        self._prepare_model()
+        resumed = self.checkpoints.resume(self.progress.order)
+        if resumed:
+            resumed.order = self.progress.order
+            self.progress, self.loss_sum = resumed, torch.tensor(resumed.loss_sum)
+            self.started_at = resumed.step
+        self.session.kernel.train_start(self.session.run, self.plan, self.progress.step)
+        self.clock, self.clock_tokens = time.perf_counter(), self.progress.tokens
 
     def rehearse(self) -> list[str]:
         """Do what `train` does before its first step, but read no weights; return what there is to say about it."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def last_written_first(folder: Path) -> list[Path]:
+    """Return the same folders, the one that was written last first: what an earlier run left may have higher steps."""
+    return [
+        path for _, _, path in sorted(((_written_at(p), step, p) for step, p in checkpoints_in(folder)), reverse=True)
+    ]
+
+
 def seal(folder: Path) -> int:
     """Check that every tensor file opens, write the manifest, wait for the disk, and return the bytes written."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -37,7 +45,7 @@ def seal(folder: Path) -> int:
                 pass
         sync(path)
     rows = {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in files}
-    (folder / MANIFEST).write_text(json.dumps({"files": rows}, indent=2))
+    (folder / MANIFEST).write_text(json.dumps({"written_at": time.time(), "files": rows}, indent=2))
     sync(folder / MANIFEST)
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
@@ -61,6 +69,14 @@ def incompleteness(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json cannot be read: {error}"
     return ""
+
+
+def _written_at(folder: Path) -> float:
+    """Return when a checkpoint was written, in seconds of the system's clock, also if its manifest does not say."""
+    try:
+        return float(json.loads((folder / MANIFEST).read_bytes())["written_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.stat().st_mtime
 
 
 def put(beside: Path, target: Path) -> None:

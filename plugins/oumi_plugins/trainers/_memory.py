@@ -9,7 +9,7 @@ import torch
 
 from oumi_kernel import OutOfMemoryError
 
-_HOST = "can't allocate memory"
+_HOST = "allocate memory"
 """What torch's allocator of host memory says, in a plain `RuntimeError`."""
 
 
