@@ -5,13 +5,30 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from oumi_kernel.contracts import Run
 from oumi_kernel.errors import CheckpointError
 
+_log = logging.getLogger(__name__)
 OURS = ("oumi_kernel", "oumi_plugins")
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "py.warnings")
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that says once that it cannot be written, as on a full disk, and then keeps still."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logging.getLogger().removeHandler(self)
+        _log.warning("the log file %s cannot be written: %s", self.baseFilename, error.strerror)
+
+    def close(self) -> None:
+        with suppress(OSError):  # what could not be written was said, and cannot be written now either
+            super().close()
 
 
 @contextmanager
@@ -51,7 +68,7 @@ def _file(run: Run) -> logging.Handler:
     folder = run.output_dir / "logs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / f"rank_{run.world.rank}.log", encoding="utf-8")
+        file = _LogFile(folder / f"rank_{run.world.rank}.log", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(
             f"training.output_dir: cannot write into {run.output_dir}: {error.strerror}. Choose another folder."
