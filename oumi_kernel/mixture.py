@@ -50,6 +50,12 @@ def mix(parts: Sequence[Sequence[Row]], split: DatasetSplitParams, *, split_name
             raise DataError(f"data.{split_name}: dataset '{params.dataset_name}' has no rows.")
     rows_of = [_sampled(params, len(rows)) for params, rows in zip(split.datasets, parts, strict=True)]
     proportions = [params.mixture_proportion for params in split.datasets]
+    for params, taken in zip(split.datasets, rows_of, strict=True):
+        if params.mixture_proportion and not taken:
+            raise DataError(
+                f"data.{split_name}: dataset '{params.dataset_name}' has sample_count 0 and mixture_proportion "
+                f"{params.mixture_proportion}; leave it out, or raise sample_count."
+            )
     of, rows = array(PART), array(ROW)
     if any(proportion is None for proportion in proportions):
         for part, taken in enumerate(rows_of):

@@ -91,3 +91,9 @@ def test_a_split_of_which_nothing_is_taken_is_an_error() -> None:
     with pytest.raises(DataError, match=r"data\.train: sample_count leaves no rows"):
         mixed([rows("a", 3)], [{"sample_count": 0}])
     assert mixed([rows("a", 3), rows("b", 1)], [{"sample_count": 0}, {}]) == ["b0"]
+
+
+def test_a_dataset_that_is_drawn_from_and_gives_nothing_is_an_error_that_names_it() -> None:
+    given = [{"mixture_proportion": 0.5}, {"mixture_proportion": 0.5, "sample_count": 0}]
+    with pytest.raises(DataError, match=r"data\.train: dataset 'd1' has sample_count 0 and mixture_proportion 0\.5"):
+        mixed([rows("a", 3), rows("b", 3)], given)

@@ -263,3 +263,22 @@ def test_whatever_a_file_holds_it_is_read_or_refused_as_data(rows: Rows, write: 
         for row in found:
             for message in row["messages"]:
                 message["content"].encode()
+
+
+def test_keys_that_only_other_rows_have_are_not_there_in_a_row_of_a_table(rows: Rows, tmp_path: Path) -> None:
+    def call(**arguments: str) -> dict[str, object]:
+        return {"type": "function", "function": {"name": "find", "arguments": arguments}}
+
+    talks = [
+        [*TALK[:1], {"role": "assistant", "content": "", "tool_calls": [call(x="a")]}],
+        [*TALK[:1], {"role": "assistant", "content": "", "tool_calls": [call(y="b")]}],
+    ]
+    datasets.Dataset.from_list([{"messages": talk} for talk in talks]).to_parquet(str(tmp_path / "rows.parquet"))
+    assert [row["messages"] for row in rows("text_sft", dataset_path="./rows.parquet")] == talks
+
+
+def test_half_a_surrogate_pair_is_found_at_any_depth_of_a_turn(rows: Rows, write: Write) -> None:
+    turn = '{"role": "assistant", "content": "a", "reasoning_content": "\\ud800"}'
+    write('{"messages": [' + turn + "]}")
+    with pytest.raises(DataError, match=r"messages\[0\]\.reasoning_content: half a surrogate pair"):
+        rows("text_sft", dataset_path="./rows.jsonl")

@@ -145,3 +145,22 @@ def test_a_row_of_another_kind_names_its_keys() -> None:
 )
 def test_the_plan_counts_the_steps_that_will_be_done(training: str, examples: int, steps: int) -> None:
     assert trainer(tokenizer(), training=training).plan({"train": [None] * examples}).total_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input_ids": [5, 99999]}, r"data\.train, row 0: input_ids: 99999 is no token; the tokenizer has 0 to 1023"),
+        ({"input_ids": [5, -7]}, "input_ids: -7 is no token"),
+        ({"input_ids": [5, 6], "labels": [5, 4096]}, "labels: 4096 is no token"),
+    ],
+)
+def test_tokens_that_the_tokenizer_does_not_have_are_an_error(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        trainer(tokenizer()).prepare("train", [row], ALL)
+
+
+def test_the_usual_ignore_label_of_token_rows_is_understood_beside_another_one() -> None:
+    built = trainer(tokenizer(), training="  label_ignore_index: -5\n")
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, -5]}]
+    assert lists(built.prepare("train", rows, ALL)) == [{"input_ids": [5, 6, 7], "labels": [-5, 6, -5]}]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from oumi_kernel import DataError
-from tests.trainers.marking import FINAL, TEMPLATES, marked, marked_with_remarks, tokenizer_of
+from oumi_plugins.trainers._conversations import Renderer
+from tests.trainers.marking import ALL, FINAL, TEMPLATES, marked, marked_with_remarks, tokenizer_of
 
 CHAT = [
     {"role": "user", "content": "Permit?"},
@@ -242,3 +243,66 @@ def test_what_a_template_cannot_write_is_an_error_with_row_turn_and_way_out(
     with pytest.raises(DataError, match=rf"^data\.train, row 7: {reason}") as caught:
         marked(tokenizer_of(name), messages, **extras(messages))
     assert "refuses" in reason or "Use another template (model.chat_template)" in str(caught.value)
+
+
+BLANK = [{"role": "user", "content": " "}, {"role": "assistant", "content": "Hi."}]
+PLAIN = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Yes."}]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gptoss", "llama3_1"])
+def test_a_mask_does_not_depend_on_the_rows_before_it(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    fresh = [Renderer(tokenizer, ALL)({"messages": talk}, "row") for talk in (BLANK, PLAIN)]
+    for order in ((0, 1), (1, 0)):
+        shared = Renderer(tokenizer, ALL)
+        found = {index: shared({"messages": (BLANK, PLAIN)[index]}, "row") for index in order}
+        assert [found[0], found[1]] == fresh
+
+
+@pytest.mark.parametrize("arguments", [{}, {"x": 1}, {"x": [True, None]}, {"x": {"y": 2.5}}, {"x": "a", "y": 3}])
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3_1", "gptoss", "mistral_nemo"])
+def test_arguments_of_a_call_may_be_of_any_kind(name: str, arguments: dict[str, Any]) -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "find", "arguments": arguments}}
+    talk = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "find", "content": "Result.", "tool_call_id": "abcdefghi"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    tokenizer = tokenizer_of(name)
+    ids, mask = Renderer(tokenizer, ALL)({"messages": talk, "tools": TOOLS}, "row")
+    learnt = tokenizer.decode([token for token, kept in zip(ids, mask, strict=True) if kept])
+    assert "find" in learnt
+    assert "Yes." in learnt
+    assert "Result." not in learnt
+    assert "Why?" not in learnt
+    for value in arguments:
+        assert f'"{value}"' in learnt
+
+
+@pytest.mark.parametrize("name", ["gptoss", "qwen3", "llama3_1"])
+def test_an_empty_result_of_a_tool_is_not_learnt(name: str) -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "find", "arguments": {"x": "a"}}}
+    talk = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "find", "content": "", "tool_call_id": "abcdefghi"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    tokenizer = tokenizer_of(name)
+    ids, mask = Renderer(tokenizer, ALL)({"messages": talk, "tools": TOOLS}, "row")
+    learnt = [tokenizer.decode([t]) for t, kept in zip(ids, mask, strict=True) if kept]
+    assert "find" in "".join(learnt)
+    assert "functions.find to=assistant" not in "".join(learnt)
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "find",
+            "description": "Finds.",
+            "parameters": {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]},
+        },
+    }
+]

@@ -32,7 +32,7 @@ class Watch(Component):
                 ids = kwargs["input_ids"].numpy().tobytes()
                 with (run.output_dir / "batches").open("a") as file:
                     file.write(hashlib.sha256(ids).hexdigest() + "\\n")
-        model.register_forward_pre_hook(note, with_kwargs=True)
+        model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
         return model
 
     @hookimpl

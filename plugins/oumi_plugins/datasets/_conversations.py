@@ -138,6 +138,7 @@ def _side(value: Any, role: str, place: str) -> list[dict[str, Any]]:
 def _message(turn: Any, place: str) -> dict[str, Any]:
     """Return a turn with every key that has a value; a template may use more than role and content."""
     message = {key: value for key, value in _object(turn, place).items() if value is not None}
+    _check_texts(message, place)
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         meant = f" Did you mean '{SHAREGPT[role]}'?" if isinstance(role, str) and role in SHAREGPT else ""
@@ -153,6 +154,18 @@ def _message(turn: Any, place: str) -> dict[str, Any]:
     return message
 
 
+def _check_texts(value: Any, place: str) -> None:
+    """Refuse text that is none at any depth of a turn: a template may write any of it."""
+    if isinstance(value, str):
+        _text(value, place)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_texts(inner, f"{place}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check_texts(inner, f"{place}[{index}]")
+
+
 def _item(item: Any, place: str) -> str:
     kind = _object(item, place).get("type")
     if kind != "text":
@@ -165,7 +178,8 @@ def _call(call: Any, place: str) -> dict[str, Any]:
     function = dict(_object(call.get("function", call), f"{place}.function"))
     if not isinstance(function.get("name"), str):
         raise DataError(f"{place}: a tool call has a name, which is text; got {_kind(function.get('name'))}.")
-    function["arguments"] = _parsed(function.get("arguments"), f"{place}: arguments")
+    arguments = _parsed(function.get("arguments"), f"{place}: arguments")
+    function["arguments"] = {} if arguments is None else arguments
     return call | {"function": function} if "function" in call else function
 
 

@@ -134,6 +134,23 @@ class _Lines:
         return f"{self._path}:{self._numbers[index]}"
 
 
+def without_absent(row: Any) -> Any:
+    """Return a row of an Arrow table without the nulls in the objects that it holds."""
+    if not isinstance(row, Mapping):
+        return row
+    return {key: _pruned(value) if _holds_objects(value) else value for key, value in row.items()}
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and bool(value) and isinstance(value[0], Mapping))
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _pruned(inner) for key, inner in value.items() if inner is not None}
+    return [_pruned(inner) for inner in value] if isinstance(value, list) else value
+
+
 class Table:
     """A table in which a row is found by its number: a list, or one of the `datasets` library, mapped into memory."""
 
@@ -144,8 +161,9 @@ class Table:
         return len(self._table)
 
     def row(self, index: int) -> Any:
-        """Return a row."""
-        return self._table[index]
+        """Return a row as it was written: Arrow gives objects of one column the keys of all rows, null where absent."""
+        row = self._table[index]
+        return row if isinstance(self._table, list) else without_absent(row)
 
 
 def _json(file: Path) -> Source:

@@ -141,8 +141,8 @@ class Cache:
     def _note_use(self, path: Path) -> None:
         try:
             os.utime(path)
-        except PermissionError:
-            return  # somebody else's, who keeps it as long as he uses it
+        except OSError:
+            return  # somebody else's, who keeps it as long as he uses it, or on a disk that is only read
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"

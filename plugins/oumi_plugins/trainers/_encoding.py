@@ -16,6 +16,8 @@ from oumi_plugins.trainers._conversations import Renderer
 
 SANE_LENGTH = 1_000_000
 """Tokenizers that know no limit name an absurd one."""
+USUAL_IGNORE = -100
+"""The label that data sets give to tokens that carry no loss."""
 INT32 = np.iinfo(np.int32)
 
 Ids = NDArray[np.int32]
@@ -69,7 +71,7 @@ class Encoding:
         found = {index: self._masked(*pair) for index, pair in zip(talks, rendered, strict=True)}
         texts = [i for i, row in enumerate(rows) if i not in found and "input_ids" not in row]
         found |= zip(texts, self._texts([_text_of(rows[i], places[i]) for i in texts]), strict=True)
-        return [found.get(i) or _tokens(row, places[i]) for i, row in enumerate(rows)]
+        return [found.get(i) or self._tokens(row, places[i]) for i, row in enumerate(rows)]
 
     def take_remarks(self) -> dict[str, tuple[int, str]]:
         """Return what users should know about the conversations since the last call (see `Renderer`)."""
@@ -100,6 +102,26 @@ class Encoding:
             tokens = np.array(closed, np.int32)
             found.append(Encoded(tokens, tokens, divisible=True))
         return found
+
+    def _tokens(self, row: Row, place: str) -> Encoded:
+        """Return a row of tokens as they are; without labels, all of it is supervised."""
+        ids, labels = _numbers(row, "input_ids", place), row.get("labels")
+        self._check_known(ids, "input_ids", place)
+        if labels is None:
+            return Encoded(ids, ids, divisible=True)
+        labels = _numbers(row, "labels", place)
+        if len(ids) != len(labels):
+            raise DataError(f"{place}: {len(ids)} input_ids and {len(labels)} labels; each token needs its label.")
+        labels[labels == USUAL_IGNORE] = self._settings.ignore
+        self._check_known(labels[labels != self._settings.ignore], "labels", place)
+        return Encoded(ids, labels, divisible=False)
+
+    def _check_known(self, ids: Ids, key: str, place: str) -> None:
+        """Refuse what is no token of this tokenizer, on which the model would fail, or learn nonsense."""
+        known = len(self._tokenizer)
+        if ids.size and not (ids.min() >= 0 and ids.max() < known):
+            wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+            raise DataError(f"{place}: {key}: {wrong} is no token; the tokenizer has 0 to {known - 1}.")
 
 
 def limit_of(own: int | None, model: int | None, tokenizer: Any) -> int:
@@ -140,17 +162,6 @@ def _text_of(row: Row, place: str) -> str:
         keys = ", ".join(map(str, row))
         raise DataError(f"{place}: a row with the keys {keys} cannot be trained on; it needs messages or text.")
     return row["text"]
-
-
-def _tokens(row: Row, place: str) -> Encoded:
-    """Return a row of tokens as they are; without labels, all of it is supervised."""
-    ids, labels = _numbers(row, "input_ids", place), row.get("labels")
-    if labels is None:
-        return Encoded(ids, ids, divisible=True)
-    labels = _numbers(row, "labels", place)
-    if len(ids) != len(labels):
-        raise DataError(f"{place}: {len(ids)} input_ids and {len(labels)} labels; each token needs its label.")
-    return Encoded(ids, labels, divisible=False)
 
 
 def _numbers(row: Row, key: str, place: str) -> Ids:

@@ -32,6 +32,7 @@ LARGE = 1000.0
 ROUNDING, REPEATED = (1e-4, 0.03), (1e-6, 1e-3)
 """Differences by which results of one computation may differ relative to their size, in float32 and in 16 bits: when it
 is cut in another way, and when it is repeated."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 HALF = (torch.bfloat16, torch.float16)
 ORDINARY_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -154,6 +155,8 @@ class Forward:
         model = self._model
         if not isinstance(model, PreTrainedModel):
             return
+        if "forward" in vars(model) or any(getattr(model, name) for name in HOOKS):
+            return  # somebody wants to be there when the model is called
         head, decoder = model.get_output_embeddings(), model.get_decoder()
         if type(head) is not nn.Linear or "bias" in dict(head.named_parameters()) or decoder is model:
             return

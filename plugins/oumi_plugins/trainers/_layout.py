@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from oumi_plugins.trainers._stand_ins import CONTENT, MARK, meaning
+from oumi_plugins.trainers._stand_ins import CONTENT, MARK, end_of, meaning
 
 
 class Place(NamedTuple):
@@ -138,7 +138,7 @@ def parts_of(text: str) -> tuple[list[Part], str]:
         else:
             before = text[position : found.start()]
             parts.append(Part(turn, before, [which], len(before)))
-        position = found.end()
+        position = end_of(found)
     return parts, text[position:]
 
 

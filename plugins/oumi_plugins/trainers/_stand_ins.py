@@ -27,6 +27,12 @@ def meaning(found: re.Match[str]) -> tuple[int, int]:
     return ord(found[1]) - _TURN, ord(found[2]) - _FIELD
 
 
+def end_of(found: re.Match[str]) -> int:
+    """Return where a mark ends: that of a call with the quote behind it, as arguments need not end with a text."""
+    quoted = meaning(found)[1] >= CALLS and found.string[found.end() :].startswith('"')
+    return found.end() + quoted
+
+
 def is_blank(text: Any) -> bool:
     """Say whether there is nothing to read in a text."""
     return text is None or (isinstance(text, str) and not text.strip())
@@ -40,7 +46,7 @@ def stand_in(message: Mapping[str, Any], turn: int) -> dict[str, Any]:
     """
     result, calls = dict(message), message.get("tool_calls")
     assistant = message["role"] == "assistant"
-    if not is_blank(message.get("content")) or (assistant and not calls):
+    if not is_blank(message.get("content")) or (assistant and not calls) or message["role"] == "tool":
         result["content"] = mark(turn, CONTENT)
     if assistant:
         result |= {key: mark(turn, REASONING) for key in REASONING_KEYS if not is_blank(message.get(key))}

@@ -124,8 +124,10 @@ class Template:
         That is what a generation prompt has in common with it. Where the template has no such prompt, it is what the
         template writes before a turn of words alone, but for what stands between prompt and words elsewhere.
         """
-        roles = (bool(tools), *(message["role"] for message in before))
+        roles = (bool(tools), *(_kind(message, turn) for turn, message in enumerate(before)))
         if roles not in self._prompts:
+            if len(self._prompts) >= _KEPT:
+                self._prompts.clear()
             self._prompts[roles] = self._prompt(before, tools), self._plain(before, tools)
         prompt, plain = self._prompts[roles]
         if prompt is not None and prompt.turn == previous and prompt.fits(part.before):

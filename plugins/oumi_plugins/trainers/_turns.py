@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from oumi_plugins.trainers._layout import Layout, Place
-from oumi_plugins.trainers._stand_ins import CALLS, MARK, REASONING, REASONING_KEYS, meaning, stand_in
+from oumi_plugins.trainers._stand_ins import CALLS, MARK, REASONING, REASONING_KEYS, end_of, meaning, stand_in
 from oumi_plugins.trainers._template import REFUSALS, Template
 
 
@@ -99,7 +99,7 @@ class Turns:
         if any(found[0] in self._text for found in marks):
             raise Lost(part.turn, "the conversation holds the private-use characters with which turns are looked for")
         if marks:
-            floor, behind = marks[0].start() - len(part.before), marks[-1].end()
+            floor, behind = marks[0].start() - len(part.before), end_of(marks[-1])
             start, tail = floor + part.header, text[behind:]
             end = len(self._text) - len(tail)
             as_elsewhere = text.startswith(part.before, floor) and text.startswith(layout.after(index), behind)
