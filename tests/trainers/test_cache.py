@@ -7,6 +7,7 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -105,20 +106,24 @@ def test_entries_that_were_not_used_for_thirty_days_are_removed_and_nothing_else
     assert files(cache) == [".tmp-writing", "new.safetensors", "notes.txt", "used.safetensors"]
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """Let no file of this process grow beyond 1,000 bytes: as a full disk, the write itself fails."""
+    """Let no file of this process grow beyond 1,000 bytes: as a full disk, the write itself fails.
+
+    No longer than that write: the test runner's own output is a file too.
+    """
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_what_cannot_be_written_leaves_nothing_and_says_how_much_was_needed(cache: Cache) -> None:
     message = r"cannot be written into .*: File too large; 4,\d\d\d bytes are needed, .* free. OUMI_CACHE_DIR names"
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught, small_files():
         cache.write("k", ARRAYS, {})
     assert caught.value.exit_code == 6
     assert files(cache) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import platform
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch
 _log = logging.getLogger("oumi_plugins.strategies.cpu")
 LARGEST_ERROR = 2e-6
 """Relative error of a float32 matrix product that counts as float32; bfloat16 has about 3e-3."""
+PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+"""How many products oneDNN keeps prepared, each with memory of its own. Its usual 1,024 take hundreds of megabytes
+where each step has other shapes, and the layers of one step have some dozens."""
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 """Names of glibc's mallopt(3)."""
 
@@ -25,6 +29,7 @@ def faster_matmul() -> str | None:
     """
     if not torch.backends.mkldnn.is_available():
         return None
+    os.environ.setdefault(*PRIMITIVES)
     backend = _backend()
     before = str(backend.fp32_precision)
     backend.fp32_precision = "bf16"
