@@ -398,7 +398,7 @@ def seen(folder: Path, summary: Any, forwards: dict[tuple[bool, bool], int], loa
         weights=tensors,
         dtypes=sorted({str(tensor.dtype) for tensor in tensors.values()}),
         tokenizer="".join(path.read_text() for path in tokenizer if path.exists()),
-        log=re.sub(r"^\S+ \S+ |[\d,]+ tok/s.*", "", log, flags=re.MULTILINE),
+        log=re.sub(r"^\S+ \S+ |[\d,]+ tok/s.*|\d+ rows in .*", "", log, flags=re.MULTILINE),
         forwards=forwards,
         loaders=[(loader.num_workers, loader.persistent_workers, loader.prefetch_factor) for loader in loaders],
         ignored=sorted({int(label) for row in examples for label in row["labels"] if int(label) < 0}),
