@@ -223,8 +223,12 @@ def _report_failure(kernel: Kernel, run: Run, error: BaseException) -> None:
     }
     if isinstance(error, OumiError) and error.details:
         record["details"] = error.details
+    place = run.output_dir / "failure.json"
     try:
         kernel.train_error(run, error)
-        write_json(run.output_dir / "failure.json", record)
+        if run.world.size > 1 and place.exists():  # another process failed first, and this one because of it
+            _log.error("process %d ends: %s", run.world.rank, error)
+        else:
+            write_json(place, record)
     except OumiError as second:
         error.add_note(f"While this was reported: {second}")

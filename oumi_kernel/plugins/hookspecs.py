@@ -14,10 +14,19 @@ from typing import Any
 from oumi_kernel.component import hookspec
 from oumi_kernel.config import DatasetParams, DatasetSplitParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
+from oumi_kernel.launch import Processes
 
 
 class BuildHooks:
     """Addressed hooks: the selected component answers, nobody else is asked."""
+
+    @hookspec(firstresult=True)
+    def oumi_launch(self, params: Any, command: Sequence[str], processes: Processes) -> int | None:
+        """Family `strategies`: run `command` in several processes and return the exit code. Optional.
+
+        Each of them finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment, as torchrun
+        gives them. See `oumi_kernel.launch` for how they are told to stop, and say why they failed.
+        """
 
     @hookspec(firstresult=True)
     def oumi_build_strategy(self, params: Any, run: Run) -> Strategy | None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from oumi_kernel.config import DatasetSplitParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
 from oumi_kernel.errors import PluginError
+from oumi_kernel.launch import Processes
 from oumi_kernel.plugins.families import FAMILIES
 from oumi_kernel.plugins.loading import describe
 from oumi_kernel.plugins.manager import Active, Manager
@@ -31,6 +32,10 @@ class Kernel:
         order = sorted(resolution.selected, key=lambda choice: not FAMILIES[choice.entry.family].may_fail)
         self._active = {id(choice): self.manager.activate(choice) for choice in order}
         self._resolution = resolution
+
+    def launch(self, command: Sequence[str], processes: Processes) -> int:
+        """Run a command in several processes, and return the exit code of the first that failed, or 0."""
+        return self._ask("strategies", "oumi_launch", int, command=command, processes=processes)
 
     def build_strategy(self, run: Run) -> Strategy:
         """Return how steps are done."""

@@ -73,6 +73,10 @@ class SingleStrategy:
         """Return autocast to the mixed precision, or nothing."""
         return torch.autocast(self.device.type, dtype=self._dtype) if self._dtype else nullcontext()
 
+    def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a function of the model returns."""
+        return function(*arguments)
+
     def backward_context(self, *, last: bool) -> AbstractContextManager[Any]:
         """Return nothing: there is nobody to exchange gradients with."""
         return nullcontext()
@@ -104,7 +108,7 @@ class SingleStrategy:
         """Return the values: they are the sum already."""
         return values
 
-    def full_state(self, model: Any) -> Mapping[str, Any]:
+    def full_state(self, model: Any) -> Mapping[str, Any] | None:
         """Return the model's weights."""
         return model.state_dict()
 

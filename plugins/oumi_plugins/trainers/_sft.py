@@ -15,6 +15,7 @@ from oumi_kernel.config import TrainTarget
 from oumi_kernel.contracts import Plan, Row, Run, Session, Summary
 from oumi_kernel.plugins.slots import filled_splits
 from oumi_kernel.rehearsal import Estimate, Lengths, PreviewedExample, token_view
+from oumi_plugins.trainers._batches import IGNORE
 from oumi_plugins.trainers._cache import Cache, user_folder
 from oumi_plugins.trainers._encoding import Settings, limit_of
 from oumi_plugins.trainers._estimate import estimate
@@ -30,7 +31,6 @@ from oumi_plugins.trainers._retention import Retention, check_load_best
 from oumi_plugins.trainers.sft import SftParams
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
-IGNORE = -100
 MAX_SKIPPED = 3
 
 
@@ -63,14 +63,14 @@ class SftTrainer:
         """Return the number of optimizer steps; the last window of an epoch may be smaller and counts."""
         training = self._run.config.training
         count = len(examples["train"])
-        batch = training.per_device_train_batch_size
-        per_epoch = math.ceil(math.ceil(count / batch) / training.gradient_accumulation_steps)
+        together = training.per_device_train_batch_size * self._run.world.size
+        per_epoch = math.ceil(math.ceil(count / together) / training.gradient_accumulation_steps)
         by_epochs = math.ceil(round(per_epoch * training.num_train_epochs, 6))  # 0.55 * 100 is more than 55
         return Plan(
             total_steps=training.max_steps if training.max_steps > 0 else by_epochs,
             steps_per_epoch=per_epoch,
             examples=count,
-            effective_batch_size=batch * training.gradient_accumulation_steps,
+            effective_batch_size=together * training.gradient_accumulation_steps,
         )
 
     def parameter_groups(self, model: nn.Module) -> Sequence[dict[str, Any]]:
@@ -83,7 +83,7 @@ class SftTrainer:
 
     def lengths(self, examples: Sequence[Any]) -> Lengths:
         """Return how long the examples of a split are."""
-        return lengths_of(examples, self._run.config.training, self._ignore)
+        return lengths_of(examples, self._run.config.training, self._ignore, self._run.world)
 
     def miniature(self, skeleton: nn.Module) -> nn.Module:
         """Return a model like `skeleton` whose every parameter is small."""
