@@ -28,6 +28,13 @@ class BuildHooks:
         """Family `models`: return the tokenizer, its chat template set."""
 
     @hookspec(firstresult=True)
+    def oumi_weights(self, params: Any, run: Run) -> Mapping[str, str] | None:
+        """Family `models`: return part -> digest of the weights that training begins with. Optional.
+
+        `run.json` keeps them, so that a repeat with other weights under the same name is noticed.
+        """
+
+    @hookspec(firstresult=True)
     def oumi_build_trainer(self, params: Any, tokenizer: Any, run: Run) -> Trainer | None:
         """Family `trainers`: return the training method."""
 
