@@ -120,6 +120,7 @@ def prepare(kernel: Kernel, strategy: Strategy, run: Run) -> Stage:
         examples=examples,
         rows={name: len(rows) for name, rows in mixed.items()},
         fingerprints={name: fingerprint(prepared) for name, prepared in examples.items()},
+        weights=kernel.weights(run) if run.world.is_main else {},
     )
     return Stage(
         run=run,

@@ -37,6 +37,13 @@ class BuildHooks:
         """Family `models`: return the tokenizer, its chat template set."""
 
     @hookspec(firstresult=True)
+    def oumi_weights(self, params: Any, run: Run) -> Mapping[str, str] | None:
+        """Family `models`: return part -> digest of the weights that training begins with. Optional.
+
+        `run.json` keeps them, so that a repeat with other weights under the same name is noticed.
+        """
+
+    @hookspec(firstresult=True)
     def oumi_build_trainer(self, params: Any, tokenizer: Any, run: Run) -> Trainer | None:
         """Family `trainers`: return the training method."""
 
@@ -108,7 +115,10 @@ class BuildHooks:
 
     @hookspec(firstresult=True)
     def oumi_load_weights(self, params: Any, model: Any, directory: Path, run: Run) -> bool | None:
-        """The same component: read back into `model` what `oumi_save_model` wrote; return True."""
+        """The same component: read back into `model` what `oumi_save_model` wrote; return True.
+
+        A dry run gives a model on torch's device `meta`: raise what would be raised for the real one, read no weight.
+        """
 
 
 class Events:

@@ -45,6 +45,10 @@ class Kernel:
         """Return the tokenizer."""
         return self._ask("models", "oumi_build_tokenizer", object, run=run)
 
+    def weights(self, run: Run) -> Mapping[str, str]:
+        """Return part -> digest of the weights that training begins with; empty where the model's loader knows none."""
+        return self.manager.call(self._all("models")[0], "oumi_weights", run=run) or {}
+
     def build_trainer(self, tokenizer: Any, run: Run) -> Trainer:
         """Return the training method."""
         return self._ask("trainers", "oumi_build_trainer", Trainer, tokenizer=tokenizer, run=run)
