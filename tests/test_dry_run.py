@@ -404,3 +404,11 @@ def test_the_first_batch_is_written_to_the_log_when_asked_for(folder: Path) -> N
     log = (folder / "out/logs/rank_0.log").read_text()
     shown = re.findall(r"example (\d+): 1:<\|im_start\|> .*\[2:<\|im_end\|>\]", log)
     assert len(set(shown)) == 3
+
+
+def test_a_dry_run_for_two_processes_counts_the_examples_of_both(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--nproc", "2", "--training.per_device_train_batch_size=3", "--training.gradient_accumulation_steps=2"]
+    assert main(["run", "train.yaml", "--dry-run", *flags]) == 0
+    assert "12 examples = 3 x 2 accumulated x 2 processes" in capsys.readouterr().out

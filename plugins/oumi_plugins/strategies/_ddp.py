@@ -56,13 +56,20 @@ class DdpStrategy(SingleStrategy):
         prepared = super().prepare(model, build)
         if "MASTER_ADDR" not in os.environ:  # a dry run: there is nobody to meet
             return prepared
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        self._meet()
         self._replica = DistributedDataParallel(
             Computation(model), find_unused_parameters=bool(self._training.ddp_find_unused_parameters)
         )
         self._replica.register_comm_hook(None, _sum)
         torch.manual_seed(self._training.seed + self._world.rank)  # dropout differs between processes
         return prepared
+
+    def _meet(self) -> None:
+        """Join the process group. Processes that were started anew must not find the addresses of those before."""
+        store, rank, size = next(distributed.rendezvous("env://"))
+        attempt = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=TIMEOUT)
 
     def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what a function of the model returns, so that its backward pass exchanges gradients."""
