@@ -136,6 +136,13 @@ def test_the_verdict_on_what_does_not_run_is_that_of_the_run(folder: Path, name:
     assert verdicts(*flags) == (code, code)
 
 
+def test_rows_without_an_answer_are_not_said_to_be_too_long(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verdicts(f"{DATA}.dataset_path=./no_answer.jsonl") == (4, 4)
+    text = capsys.readouterr().err
+    assert text.count("0 of 1 rows have a supervised token, at any length. Check the roles of the turns") == 2
+    assert "max_length" not in text
+
+
 def _no_weights(model: Path) -> None:
     (model / "model.safetensors").unlink()
 
@@ -292,6 +299,16 @@ def test_a_row_is_shown_raw_rendered_and_by_token_with_the_supervised_ones_marke
     assert "example 1" not in text
 
 
+def test_data_cannot_steer_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "red\x1b[31m bell\x07 back\u202e\x9b wide\u3000tab\tline\nend"
+    row = {"messages": [{"role": "user", "content": words}, {"role": "assistant", "content": "Yes."}]}
+    (folder / "rows.jsonl").write_text(json.dumps(row))
+    text = report(capsys, "--rows=1")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert "red\\x1b[31m bell\\x07 back\\u202e" in text
+    assert re.search("wide\u3000tab +line\nend", text)
+
+
 def test_the_supervised_tokens_are_in_colour_on_a_terminal(folder: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -372,7 +389,6 @@ class Plain:
     def plan(self, examples): ...
     def parameter_groups(self, model): ...
     def train(self, session): ...
-    def evaluate(self, session): ...
 class Trainer(Component):
     @hookimpl
     def oumi_build_trainer(self): return Plain()

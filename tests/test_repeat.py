@@ -131,9 +131,16 @@ def test_where_the_configuration_was_moved_too_its_paths_are_read_beside_the_rec
     moved = beside.rename(tmp_path / "moved")
     (moved / "run.json").write_bytes((first / "run.json").read_bytes())
     assert weights(train(moved / "run.json", "second")) == weights(first)
-    assert f"the folder {beside}, beside which the run read ./name, is not here" in warnings_of(
-        moved / "run.json", capsys
-    )
+    said = warnings_of(moved / "run.json", capsys)
+    assert f"the folder {beside}, beside which the run read ./name, is not here" in said
+    assert f"looked for in {moved}, then in the current folder" in said
+
+
+def test_a_folder_that_no_name_is_read_beside_may_be_gone(beside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = train(configuration(beside), "first") / "run.json"
+    tree = json.loads(record.read_text().replace('"./', f'"{beside}/'))
+    record.write_text(json.dumps(tree | {"folder": "/nowhere"}))
+    assert warnings_of(record, capsys) == f"{record}: valid\n"
 
 
 def test_a_repeat_does_not_overwrite_the_run_unless_it_is_told_to(beside: Path) -> None:

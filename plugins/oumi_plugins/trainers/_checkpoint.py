@@ -77,7 +77,8 @@ class Checkpoints:
         self._session, self._retention = session, retention
         self._folder = session.run.output_dir
         self._size = 0
-        self._settings = settings_of(session.run.config, session.plan)
+        follows = hasattr(session.prepared.scheduler, "observe")
+        self._settings = settings_of(session.run.config, session.plan, follows_evaluation=follows)
         self.saved: dict[int, Path] = {}
 
     def save(self, progress: Progress, eval_loss: float | None) -> Path:
@@ -221,7 +222,9 @@ class Checkpoints:
             folder = Path(self._session.run.locate(training.resume_from_checkpoint))
             problem = incompleteness(folder)
             if problem:
-                raise CheckpointError(f"training.resume_from_checkpoint: cannot go on from {folder}: {problem}.")
+                raise CheckpointError(
+                    f"training.resume_from_checkpoint: cannot go on from {folder}: {problem}.{self._others(folder)}"
+                )
             return folder
         for folder in last_written_first(self._folder) if training.try_resume_from_last_checkpoint else ():
             problem = incompleteness(folder)
@@ -229,6 +232,14 @@ class Checkpoints:
                 return folder
             _log.warning("%s is passed over: %s", folder, problem)
         return None
+
+    def _others(self, folder: Path) -> str:
+        """Return which checkpoints there are beside a folder that is none, or else in the run's own folder."""
+        for place in (folder.parent, folder, self._folder):
+            found = [path.name for _, path in checkpoints_in(place)]
+            if found:
+                return f" In {place} there are: {', '.join(found)}."
+        return ""
 
     def _still_there(self, best: Best | None) -> Best | None:
         if best is None or not incompleteness(self._folder / f"checkpoint-{best.step}"):

@@ -133,11 +133,16 @@ class Preparation:
         return Examples(self._cache, key)
 
     def _check(self, report: Report, shortest: int | None) -> None:
+        if not report.used and shortest is None:
+            raise DataError(
+                f"data.{self._split}: 0 of {report.rows} rows have a supervised token, at any length. Check the roles "
+                "of the turns (a turn of the assistant is what is learned), or train_target."
+            )
         if not report.used:
-            smallest = f"; the smallest limit that keeps a row is {shortest}" if shortest else ""
             raise DataError(
                 f"data.{self._split}: 0 of {report.rows} rows have a supervised token after truncation "
-                f"(max_length={self._settings.limit}{smallest}). Raise model.model_max_length, or check train_target."
+                f"(max_length={self._settings.limit}; the smallest limit that keeps a row is {shortest}). "
+                "Raise model.model_max_length, or check train_target."
             )
 
     def _log_report(self, examples: Examples, remarks: Mapping[str, tuple[int, int, str]]) -> None:

@@ -38,13 +38,17 @@ WITHOUT_EFFECT = set(
 )
 """What does not change what is learned, or does so only by the number of steps or of the examples of a step."""
 
+OF_EVALUATION = {"eval_strategy", "eval_steps"}
+"""What does change it where the learning rate follows the evaluation loss."""
+
 _KEEPING = {"save_total_limit", "load_best_model_at_end"}
 
 
-def settings_of(config: TrainingConfig, plan: Plan) -> dict[str, Setting]:
-    """Return what the result of a run depends on, by key."""
+def settings_of(config: TrainingConfig, plan: Plan, *, follows_evaluation: bool) -> dict[str, Setting]:
+    """Return what the result of a run depends on, by key; evaluation is part of it where the learning rate follows."""
     tree = dump(config)
-    training = {name: value for name, value in tree["training"].items() if name not in WITHOUT_EFFECT}
+    without_effect = WITHOUT_EFFECT - OF_EVALUATION if follows_evaluation else WITHOUT_EFFECT
+    training = {name: value for name, value in tree["training"].items() if name not in without_effect}
     training["trainer_kwargs"] = {k: v for k, v in training["trainer_kwargs"].items() if k not in _KEEPING}
     model = {
         name: value for name, value in tree["model"].items() if name != "model_name"
@@ -53,6 +57,8 @@ def settings_of(config: TrainingConfig, plan: Plan) -> dict[str, Setting]:
     values |= {f"model.{name}": value for name, value in model.items()}
     values |= {"data.train": tree["data"]["train"], "peft": tree["peft"]}
     values |= {"the number of steps": plan.total_steps, "the examples of a step": plan.effective_batch_size}
+    if follows_evaluation:
+        values["data.validation"] = tree["data"]["validation"]
     return {key: _kept(value) for key, value in values.items()}
 
 
