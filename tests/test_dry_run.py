@@ -172,7 +172,7 @@ def test_a_checkpoint_of_another_order_is_refused_and_a_fitting_one_is_named(
     small = ("--training.per_device_train_batch_size=4", "--training.output_dir=first")
     assert main(["run", "train.yaml", *small, "--training.save_steps=1"]) == 0
     resume = "--training.resume_from_checkpoint=first/checkpoint-1"
-    assert verdicts(resume, "--training.max_steps=2") == (6, 6)
+    assert verdicts(resume, small[0], "--training.max_steps=2", "--training.data_seed=1") == (6, 6)
     capsys.readouterr()
     assert main(["run", "train.yaml", "--dry-run", small[0], resume, "--training.max_steps=2"]) == 0
     assert re.search(r"note +goes on from first/checkpoint-1, step 1 of 2\.", capsys.readouterr().out)

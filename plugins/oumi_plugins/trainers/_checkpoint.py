@@ -178,7 +178,7 @@ class Checkpoints:
             session.strategy.check(folder)
         else:
             unchecked.append(f"whether the state of optimizer and schedule in {folder} fits: the strategy offers none.")
-        load_random_state(folder)
+        load_random_state(folder, session.run.world.rank)
         return [f"goes on from {folder}, step {progress.step} of {session.plan.total_steps}."], unchecked
 
     def load_best(self, best: Best | None) -> None:
