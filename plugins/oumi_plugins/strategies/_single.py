@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from oumi_kernel import CheckpointError, ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.contracts import Prepared, Run
-from oumi_plugins.strategies._cpu import faster_matmul, keep_freed_memory, restore_matmul
+from oumi_plugins.strategies._cpu import SEQUENCES_A_PACK, faster_matmul, keep_freed_memory, restore_matmul
 from oumi_plugins.strategies._stepping import step_unless
 
 TENSORS = "optimizer.safetensors"
@@ -30,7 +30,7 @@ class SingleStrategy:
     """How a step is done by one process (see `oumi_kernel.contracts.Strategy`)."""
 
     def __init__(self, run: Run) -> None:
-        self._training = run.config.training
+        self._training, self._packs = run.config.training, run.config.data.train.pack
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         precision = self._training.mixed_precision_dtype
         if precision is MixedPrecisionDtype.FP16 and self.device.type == "cpu":
@@ -52,7 +52,8 @@ class SingleStrategy:
         deterministic = self._training.use_deterministic or self._training.full_determinism
         torch.use_deterministic_algorithms(deterministic)
         if self.device.type == "cpu":
-            self._matmul = faster_matmul()
+            rows = self._training.per_device_train_batch_size
+            self._matmul = faster_matmul(rows * SEQUENCES_A_PACK if self._packs else rows)
             keep_freed_memory()
 
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
