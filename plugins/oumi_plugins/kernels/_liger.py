@@ -14,32 +14,18 @@ import torch
 from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 from torch import nn
 from transformers import PretrainedConfig
-from triton import knobs
-from triton.backends import backends
 from triton.runtime.errors import InterpreterError
 
 from oumi_kernel import ConfigError, Problem
 from oumi_kernel.contracts import Run
 from oumi_plugins.kernels._instance import changed_modules
+from oumi_plugins.kernels._machine import is_interpreted, key_of
 from oumi_plugins.kernels.liger import LOSSES, LigerParams
 
 _log = logging.getLogger("oumi_plugins.kernels.liger")
 PARTS = tuple(name for name in LigerParams.__struct_fields__ if name not in LOSSES)
 ACTIVATIONS = {"swiglu": {"silu", "swish"}, "geglu": {"gelu_pytorch_tanh", "gelu_python_tanh"}}
 """Part -> the activations of a model that its kernel computes. Liger checks them only in modules that it builds."""
-
-
-def check_machine(run: Run) -> None:
-    """Refuse a machine for which Triton compiles nothing: the first forward pass would fail there.
-
-    Raises:
-        ConfigError: It has no such device, and Triton's interpreter is not asked for either.
-    """
-    if _is_interpreted() or any(backend.driver.is_active() for backend in backends.values()):
-        return
-    message = "Liger's kernels need a GPU that Triton compiles for; this machine has none."
-    hint = "Switch it off on this machine: the model learns the same without it."
-    raise ConfigError(Problem(code="not-served", path=_key(run), message=message, hint=hint))
 
 
 def check_model_name(run: Run) -> None:
@@ -90,7 +76,7 @@ def put_into(model: Any, params: LigerParams, run: Run) -> None:
     if not done:
         message = f"no module of {type(model).__name__} took a kernel of Liger."
         hint = "Switch it off, or switch a part of it on in its parameters."
-        raise ConfigError(Problem(code="no-match", path=_key(run), message=message, hint=hint))
+        raise ConfigError(Problem(code="no-match", path=key_of(run), message=message, hint=hint))
     _refuse_what_is_not_interpreted(model, done, run)
     found = ", ".join(f"{name} in {len(modules)} modules" for name, modules in done.items())
     _log.info("liger-kernel %s computes %s", version("liger-kernel"), found)
@@ -123,12 +109,12 @@ def _functions(kind: str, run: Run) -> Callable[..., None]:
     near = f" Nearest: {', '.join(close)}." if close else ""
     message = f"liger-kernel {version('liger-kernel')} has no kernels for models of type '{kind}'.{near}"
     hint = f"Switch it off. It has kernels for {', '.join(known)}."
-    raise ConfigError(Problem(code="not-served", path=_key(run), message=message, hint=hint))
+    raise ConfigError(Problem(code="not-served", path=key_of(run), message=message, hint=hint))
 
 
 def _refuse_what_is_not_interpreted(model: nn.Module, done: dict[str, list[str]], run: Run) -> None:
     """Under Triton's interpreter, try one module of each part that is a layer of its own; it lacks what some need."""
-    if not _is_interpreted():
+    if not is_interpreted():
         return
     for name in (name for name in done if name != "rope"):  # a part of attention, and it is known to run
         module = copy.deepcopy(model.get_submodule(done[name][0])).to_empty(device="cpu")
@@ -140,18 +126,9 @@ def _refuse_what_is_not_interpreted(model: nn.Module, done: dict[str, list[str]]
             raise _refusal(name, run, f"Triton's interpreter cannot run this kernel: {error}.") from error
 
 
-def _is_interpreted() -> bool:
-    """Whether kernels were defined for Triton's interpreter, which runs them on a CPU (TRITON_INTERPRET=1)."""
-    return bool(knobs.runtime.interpret)
-
-
 def _refusal(name: str, run: Run, message: str) -> ConfigError:
     hint = f"Set {name}: false."
     return ConfigError(Problem(code="not-served", path=f"{_parameters(run)}.{name}", message=message, hint=hint))
-
-
-def _key(run: Run) -> str:
-    return "model.enable_liger_kernel" if run.config.model.enable_liger_kernel else "model.kernels.liger"
 
 
 def _parameters(run: Run) -> str:

@@ -54,9 +54,11 @@ class Liger(Component):
     @hookimpl
     def oumi_before_model(self, run: Run) -> None:
         """Refuse a machine on which the kernels do not run, and a type of model that Liger does not know."""
-        from oumi_plugins.kernels._liger import check_machine, check_model_name
+        from oumi_plugins.kernels._machine import check_machine
 
         check_machine(run)
+        from oumi_plugins.kernels._liger import check_model_name  # takes seconds
+
         check_model_name(run)
 
     @hookimpl
