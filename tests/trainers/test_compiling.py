@@ -26,19 +26,20 @@ def built(layers: int) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config).train()
 
 
-def learned(model: nn.Module, *, compiled: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Return the losses of batches of several lengths, and the sum of their gradients."""
+def learned(model: nn.Module, *, compiled: bool) -> tuple[list[float], dict[str, torch.Tensor], list[int]]:
+    """Return the losses of batches of several lengths, the sum of their gradients, and graphs made after each batch."""
     forward = Forward(model, ignore=-100)
     forward.choose(None, nullcontext)
     if compiled:
         forward.compile("layers")
-    losses = []
+    losses, graphs = [], []
     for lengths in BATCHES:
         batch, _ = forward.supervise(padded_batch(sequences(lengths)))
         loss = forward.loss(batch)
         loss.backward()
         losses.append(float(loss.detach()))
-    return losses, gradients(model)
+        graphs.append(counters["stats"]["unique_graphs"])
+    return losses, gradients(model), graphs
 
 
 @pytest.fixture
@@ -52,15 +53,17 @@ def fresh() -> None:
 def test_compiled_layers_compute_the_same_and_are_compiled_once_for_all_layers_and_lengths() -> None:
     graphs = []
     for layers in (1, 4):
-        wanted, wanted_gradients = learned(built(layers), compiled=False)
-        found, found_gradients = learned(built(layers), compiled=True)
+        wanted, wanted_gradients, _ = learned(built(layers), compiled=False)
+        model = built(layers)
+        found, found_gradients, made = learned(model, compiled=True)
+        graphs += made
+        assert [m for m in model.modules() if m._compiled_call_impl is not None] == list(model.model.layers)
         assert found == pytest.approx(wanted, rel=1e-5)
         for name, gradient in wanted_gradients.items():
             scale = float(gradient.abs().max()) + 1e-6
             torch.testing.assert_close(found_gradients[name] / scale, gradient / scale, rtol=1e-4, atol=1e-4, msg=name)
-        graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] > 0
-    assert graphs[1] == graphs[0]  # four layers made no graph that one had not
+    assert graphs == [graphs[0]] * 2 * len(BATCHES)  # neither another length nor another layer made one more
 
 
 @pytest.mark.slow
