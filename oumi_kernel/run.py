@@ -105,6 +105,7 @@ def _train(kernel: Kernel, run: Run, loaded: LoadedConfig, stop: Stop) -> Summar
 
 def prepare(kernel: Kernel, strategy: Strategy, run: Run) -> Stage:
     """Load, mix and prepare every split, before the model takes memory and before any process group can time out."""
+    kernel.before_model(run)
     tokenizer = kernel.build_tokenizer(run)
     trainer = kernel.build_trainer(tokenizer, run)
     examples: dict[str, Any] = {}

@@ -88,6 +88,7 @@ BAD: dict[str, tuple[int, tuple[str, ...]]] = {
     "attention that is not installed": (2, ("--model.attn_implementation=flash_attention_2",)),
     "a pattern without a match": (2, ('--model.freeze_layers=["nothing"]',)),
     "weights that cannot be trained": (2, ("--model.torch_dtype_str=uint8",)),
+    "kernels without a GPU": (2, ("--model.enable_liger_kernel=true",)),
     "fp16 without a GPU": (2, ("--training.mixed_precision_dtype=fp16",)),
     "an optimizer that refuses": (2, ("--training.optimizer=sgd", "--training.optimizer_kwargs.nesterov=true")),
     "a schedule that refuses": (

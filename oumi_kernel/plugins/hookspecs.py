@@ -68,7 +68,10 @@ class BuildHooks:
 
     @hookspec(firstresult=True)
     def oumi_before_model(self, params: Any, run: Run) -> None:
-        """Family `kernels`: do what must be done before the model is built. Optional."""
+        """Family `kernels`: do what must be done before the model is built, such as registering an attention. Optional.
+
+        It is called before data is prepared: raise `ConfigError` here for what cannot run on this machine.
+        """
 
     @hookspec(firstresult=True)
     def oumi_build_model(self, params: Any, tokenizer: Any, arguments: Mapping[str, Any], run: Run) -> Any:
@@ -84,7 +87,7 @@ class BuildHooks:
 
     @hookspec(firstresult=True)
     def oumi_apply_kernel(self, params: Any, model: Any, run: Run) -> Any:
-        """Family `kernels`: return the model with faster parts put in. Optional."""
+        """Family `kernels`: return the model with faster parts put in, on the device `meta` too. Optional."""
 
     @hookspec(firstresult=True)
     def oumi_apply_peft(self, params: Any, model: Any, run: Run) -> Any:

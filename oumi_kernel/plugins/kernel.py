@@ -41,6 +41,11 @@ class Kernel:
         """Return how steps are done."""
         return self._ask("strategies", "oumi_build_strategy", Strategy, run=run)
 
+    def before_model(self, run: Run) -> None:
+        """Let kernels do what must be done before the model is built, or refuse to be used here."""
+        for active in self._all("kernels"):
+            self.manager.call(active, "oumi_before_model", run=run)
+
     def build_tokenizer(self, run: Run) -> Any:
         """Return the tokenizer."""
         return self._ask("models", "oumi_build_tokenizer", object, run=run)
@@ -136,8 +141,6 @@ class Kernel:
         self.manager.broadcast("oumi_train_error", run=run, error=error)
 
     def _model(self, hook: str, tokenizer: Any, run: Run) -> Any:
-        for active in self._all("kernels"):
-            self.manager.call(active, "oumi_before_model", run=run)
         arguments = self.model_arguments(run)
         model = self._ask("models", hook, object, tokenizer=tokenizer, arguments=arguments, run=run)
         for active in self._all("kernels"):

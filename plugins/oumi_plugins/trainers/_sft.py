@@ -18,6 +18,7 @@ from oumi_kernel.plugins.slots import filled_splits
 from oumi_kernel.rehearsal import Estimate, Lengths, PreviewedExample, token_view
 from oumi_plugins.trainers._batches import IGNORE
 from oumi_plugins.trainers._cache import Cache, user_folder
+from oumi_plugins.trainers._compiling import repeated_layers
 from oumi_plugins.trainers._encoding import Settings, limit_of
 from oumi_plugins.trainers._estimate import estimate
 from oumi_plugins.trainers._examples import Examples
@@ -43,6 +44,8 @@ class SftTrainer:
         self._params, self._tokenizer, self._run = params, tokenizer, run
         self._retention = Retention(params.save_total_limit, params.load_best_model_at_end)
         check_load_best(run.config, self._retention)
+        if params.compile_scope != "model" and not run.config.training.compile:
+            _log.warning("training.trainer_kwargs.compile_scope: no effect while training.compile is false.")
         ignore = run.config.training.label_ignore_index
         self._ignore = IGNORE if ignore is None else ignore
 
@@ -93,6 +96,8 @@ class SftTrainer:
 
     def rehearse(self, session: Session, skeleton: nn.Module) -> Estimate:
         """Do what training does before its first step, and estimate what it needs."""
+        if self._run.config.training.compile and self._params.compile_scope == "layers":
+            repeated_layers(skeleton)
         unasked = self._ask_in_small(session, skeleton)
         notes, unchecked = Loop(session, Unasked(self._ignore), self._retention).rehearse(skeleton)
         needs = estimate(session, skeleton, self._params.save_total_limit, notes)
@@ -144,8 +149,8 @@ class SftTrainer:
         _log.info("batches are padded: %s", forward.why_padded)
 
     def compile(self) -> None:
-        """Compile the model."""
-        self._forward.compile()
+        """Compile the model or its layers."""
+        self._forward.compile(self._params.compile_scope)
 
     def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], int]:
         """Return a collated batch on the host as the model reads it, and its supervised tokens."""

@@ -33,6 +33,9 @@ class SftParams(Params):
     max_skipped_steps: NonNegativeInt | None = None
     """Steps of the whole run that may be skipped; one more ends it. Null: 3."""
 
+    compile_scope: Literal["model", "layers"] = "model"
+    """What `training.compile` compiles: the whole model, or each layer, of which one is compiled and serves all."""
+
     def check(self) -> Iterator[tuple[str, str]]:
         """Refuse a limit of what never happens."""
         if self.max_skipped_steps is not None and self.on_nonfinite != "skip":
