@@ -130,11 +130,11 @@ def schedule_free(kind: str, **settings: Any) -> Callable[[Tensors], Optimizers]
     return make
 
 
-def low_rank(module: str, kind: str, **settings: Any) -> Callable[[Tensors], Optimizers]:
+def low_rank(module: str, kind: str, *, proj: str = "random", **settings: Any) -> Callable[[Tensors], Optimizers]:
     def make(p: Tensors) -> Optimizers:
         library = __import__(module)
         own = {"rank": 8, "update_proj_gap": 2, "proj_type": "std"}
-        own |= {"scale": 0.25} if "GaLore" in kind else {"scale": 1.0, "proj": "random", "scale_type": "channel"}
+        own |= {"scale": 0.25} if "GaLore" in kind else {"scale": 1.0, "proj": proj, "scale_type": "channel"}
         matrices = decayed(p, "layer.a.weight", "layer.b.weight") | own
         return [getattr(library, kind)([matrices, decayed(p, "experts", "head.weight"), kept(p)], **settings)]
 
@@ -220,6 +220,12 @@ CASES = [
     Case("galore_adamw", low_rank("galore_torch", "GaLoreAdamW", **ADAM), _GAP, "galore_torch"),
     Case("galore_adafactor", low_rank("galore_torch", "GaLoreAdafactor", **_FIXED), _GAP, "galore_torch"),
     Case("apollo_adamw", low_rank("apollo_torch", "APOLLOAdamW", **ADAM), _GAP, "apollo_torch"),
+    Case(
+        "apollo_adamw",
+        low_rank("apollo_torch", "APOLLOAdamW", proj="svd", **ADAM),
+        kwargs("{rank: 8, update_proj_gap: 2, proj: svd}"),
+        "apollo_torch",
+    ),
     Case("adamw_torch_8bit", torchao("AdamW8bit"), (), "torchao"),
     Case("adamw_torch_4bit", torchao("AdamW4bit"), (), "torchao"),
     Case("adamw_torch_fp8", torchao("AdamWFp8"), (), "torchao"),

@@ -39,7 +39,10 @@ def assert_equal_steps(case: Case) -> None:
         step([found], ours, at)
         step(expected, theirs, at)
     for name, start in tensors().items():
-        assert torch.equal(ours[name], theirs[name]), name
+        if case.name.startswith("galore") or "svd" in str(case.flags):  # a matrix that lies in memory in another order
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(ours[name], theirs[name]), name
         assert not torch.equal(ours[name], start), name
         assert torch.isfinite(ours[name]).all()
 

@@ -42,12 +42,12 @@ def projected(params: LowRankParams, groups: Sequence[dict[str, Any]]) -> list[d
     return [*({**group, **own} for group in matrices), *rest]
 
 
-def keep_projectors(optimizer: Optimizer, make: Callable[[Mapping[str, Any]], Any]) -> Optimizer:
-    """Let `state_dict` hold projectors as mappings of tensors and numbers, and `load_state_dict` make them again.
+def keep_projectors(optimizer: Optimizer, make: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]) -> Optimizer:
+    """Give an optimizer its projectors, and let `state_dict` and `load_state_dict` take them apart and together again.
 
     Args:
-        optimizer: An optimizer whose state has projectors.
-        make: Returns a projector for a group's settings.
+        optimizer: An optimizer that would make a projector for each matrix at its first step.
+        make: Returns a projector for a group and what is kept for a parameter.
     """
 
     def save(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
@@ -60,14 +60,30 @@ def keep_projectors(optimizer: Optimizer, make: Callable[[Mapping[str, Any]], An
             for index, parameter in zip(group["params"], now["params"], strict=True):
                 if PROJECTOR in state.get(index, {}):
                     values = {k: _beside(v, parameter) for k, v in state[index][PROJECTOR].items()}
-                    projector = make(group)
+                    projector = make(group, state[index])
                     vars(projector).update(values)
                     state[index] = {**state[index], PROJECTOR: projector}
         return {**saved, "state": state}
 
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if "rank" in group else ():
+            state = optimizer.state[parameter]
+            state[PROJECTOR] = make(group, state)
     optimizer.register_state_dict_post_hook(save)
     optimizer.register_load_state_dict_pre_hook(load)
     return optimizer
+
+
+class Compact:
+    """Makes a projector of GaLore's keep what it projects by and no more: the library's is a view of a whole SVD.
+
+    Such a view is also laid out in another way than what a checkpoint gives back, which would change the last bits.
+    """
+
+    def get_orthogonal_matrix(self, *arguments: Any, **settings: Any) -> Tensor:
+        """Return the matrix by which gradients are projected."""
+        matrix = super().get_orthogonal_matrix(*arguments, **settings)  # pyright: ignore
+        return matrix.clone(memory_format=torch.contiguous_format)
 
 
 def _as_mapping(values: Mapping[str, Any]) -> dict[str, Any]:
