@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from oumi_kernel import ConfigError
+from oumi_kernel.contracts import Run
 from oumi_kernel.loading import load_text, split_overrides
-from oumi_kernel.plugins import resolve, scan
+from oumi_kernel.plugins import Kernel, resolve, scan
 from tests.conftest import minimal_yaml
 from tests.optimizers.by_hand import (
     CASES,
@@ -168,6 +169,17 @@ def test_norms_biases_and_embeddings_keep_32_bits_and_weights_8() -> None:
         for index, values in saved["state"].items()
     }
     assert quantised == {name: name not in ("embed.weight", "norm.weight") for name in parameters}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["paged_ademamix_32bit", "paged_ademamix_8bit"])
+def test_what_cannot_be_had_on_a_cpu_is_refused_before_anything_is_loaded(name: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    loaded = load_text(minimal_yaml(), "c", split_overrides([f"--training.optimizer={name}"])[0])
+    kernel, run = Kernel(resolve(loaded, scan())), Run(config=loaded.config, folder=loaded.folder)
+    nearest = name.removeprefix("paged_").removesuffix("_32bit")
+    with pytest.raises(ConfigError, match=f"needs a GPU; this machine has none.*Use {nearest}"):
+        kernel.build_strategy(run)
 
 
 def test_a_schedule_that_falls_is_warned_of_where_none_is_needed(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta
 
-from oumi_kernel import Component, Params, hookimpl
+from oumi_kernel import Component, ConfigError, Params, Problem, hookimpl
 from oumi_kernel.contracts import Run
 from oumi_kernel.schema import NonNegativeFloat, PositiveInt
 from oumi_plugins.optimizers.adam import adam_settings
@@ -56,12 +56,29 @@ class AdEMAMix8bit(AdEMAMix):
 
 
 class PagedAdEMAMix(AdEMAMix):
-    """AdEMAMix whose state moves to the host while the GPU is short of memory; on a CPU not paged."""
+    """AdEMAMix whose state moves to the host while the GPU is short of memory; needs a GPU."""
 
     kind, whole = "PagedAdEMAMix", "PagedAdEMAMix"
+    nearest: ClassVar[str] = "ademamix"
+
+    @hookimpl(wrapper=True)
+    def oumi_build_strategy(self) -> Generator[None, Any, Any]:
+        """Refuse a CPU before anything is loaded: unlike others that are paged, this one has no way around it.
+
+        Raises:
+            ConfigError: There is no GPU.
+        """
+        import torch
+
+        if not torch.cuda.is_available():
+            message = "a paged AdEMAMix needs a GPU; this machine has none."
+            hint = f"Use {self.nearest}."
+            raise ConfigError(Problem(code="not-served", path="training.optimizer", message=message, hint=hint))
+        return (yield)
 
 
-class PagedAdEMAMix8bit(AdEMAMix):
-    """AdEMAMix with a state of 8 bits that moves to the host while the GPU is short of it; on a CPU not paged."""
+class PagedAdEMAMix8bit(PagedAdEMAMix):
+    """AdEMAMix with a state of 8 bits that moves to the host while the GPU is short of memory; needs a GPU."""
 
     kind, whole = "PagedAdEMAMix8bit", "PagedAdEMAMix"
+    nearest = "ademamix_8bit"
