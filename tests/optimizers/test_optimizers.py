@@ -24,6 +24,7 @@ from tests.optimizers.by_hand import (
     build,
     eager,
     every_optimizer,
+    gradients,
     groups_of,
     optimizer_of,
     step,
@@ -60,6 +61,22 @@ def test_five_steps_equal_those_of_the_library_by_hand(case: Case) -> None:
 def test_torchaos_compiled_steps_equal_those_of_the_library_by_hand(case: Case) -> None:
     available(case)
     assert_equal_steps(case)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", every_optimizer())
+def test_steps_on_a_gpu_are_near_those_on_a_cpu(case: Case) -> None:
+    available(case)
+    here, there = tensors(), {name: torch.nn.Parameter(one.detach().cuda()) for name, one in tensors().items()}
+    with eager():
+        for parameters in (here, there):
+            optimizer = optimizer_of(case, parameters)
+            for at in range(STEPS):
+                for name, gradient in gradients(at, parameters).items():
+                    parameters[name].grad = gradient.to(parameters[name].device)
+                optimizer.step()
+    for name, one in here.items():
+        torch.testing.assert_close(there[name].cpu(), one, rtol=0.05, atol=0.05)
 
 
 def test_every_optimizer_has_a_case() -> None:
