@@ -290,7 +290,7 @@ class Trainer(Protocol):
         ...
 
     def parameter_groups(self, model: Any) -> Sequence[dict[str, Any]]:
-        """Return optimizer parameter groups of the trainable parameters: `params` as (name, tensor), `weight_decay`."""
+        """Return groups of what trains: `params` as (name, tensor), `weight_decay`, `kind` (weights, head or rest)."""
         ...
 
     def train(self, session: Session) -> Summary:

@@ -95,7 +95,11 @@ class BuildHooks:
 
     @hookspec(firstresult=True)
     def oumi_build_optimizer(self, params: Any, groups: Sequence[dict[str, Any]], run: Run) -> Any:
-        """Family `optimizers`: return a `torch.optim.Optimizer` over `groups` (`params` are (name, tensor) pairs)."""
+        """Family `optimizers`: return a `torch.optim.Optimizer` over `groups` (`params` are (name, tensor) pairs).
+
+        What its `state_dict` gives is kept in checkpoints: tensors, numbers, texts, and mappings of these. One that
+        keeps an average of the weights has `eval()`, which puts it into the model, and `train()`, which takes it out.
+        """
 
     @hookspec(firstresult=True)
     def oumi_build_scheduler(self, params: Any, optimizer: Any, total_steps: int, run: Run) -> Any:

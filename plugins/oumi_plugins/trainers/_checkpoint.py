@@ -17,6 +17,7 @@ from oumi_kernel.contracts import Session
 from oumi_kernel.disk import cannot_write, require_space
 from oumi_kernel.launch import restarted_after
 from oumi_kernel.rehearsal import ChecksState
+from oumi_plugins.trainers._averages import averaged, use_averages, use_trained
 from oumi_plugins.trainers._manifest import (
     MANIFEST,
     STATE,
@@ -29,6 +30,7 @@ from oumi_plugins.trainers._manifest import (
     tidy,
     written_at,
 )
+from oumi_plugins.trainers._optimizer_state import tensors_in
 from oumi_plugins.trainers._random_state import load_random_state, save_random_state
 from oumi_plugins.trainers._retention import Best, Retention, better, expendable
 from oumi_plugins.trainers._settings import Setting, check_settings, settings_of
@@ -121,6 +123,8 @@ class Checkpoints:
     def resume(self, order: Mapping[str, int | str]) -> Progress | None:
         """Restore the checkpoint that the configuration names, or the newest one if it says so; else None.
 
+        The optimizer trains from here on (see `_averages`).
+
         Args:
             order: What the order of samples of this run follows from.
 
@@ -133,10 +137,12 @@ class Checkpoints:
         self._wait()
         found = self.find(order)
         if found is None:
+            use_trained(session.prepared.optimizer)
             return None
         folder, progress = found
         session.kernel.load_weights(session.prepared.model, folder, session.run)
         session.strategy.load(folder)
+        use_trained(session.prepared.optimizer)
         load_random_state(folder, session.run.world.rank)
         progress.best = self._still_there(progress.best)
         _log.info("%s", _where(progress.step, session.plan.total_steps))
@@ -182,11 +188,12 @@ class Checkpoints:
         return [f"goes on from {folder}, step {progress.step} of {session.plan.total_steps}."], unchecked
 
     def load_best(self, best: Best | None) -> None:
-        """Put the weights of the best checkpoint into the model, if the configuration asks for it.
+        """Put into the model what the run leaves: the optimizer's averages, or the weights of the best checkpoint.
 
         Raises:
             CheckpointError: There is none, or it was damaged since it was saved.
         """
+        use_averages(self._session.prepared.optimizer)
         if not self._retention.load_best:
             return
         if best is None:
@@ -202,8 +209,9 @@ class Checkpoints:
         session = self._session
         model, world = session.prepared.model, session.run.world
         state = lambda: session.strategy.full_state(model)  # noqa: E731
-        session.kernel.save_model(model, state, session.tokenizer, folder, session.run)
-        session.strategy.save(folder)
+        with averaged(session.prepared.optimizer):
+            session.kernel.save_model(model, state, session.tokenizer, folder, session.run)
+            session.strategy.save(folder)
         save_random_state(folder, world.rank)
         if world.is_main:
             (folder / STATE).write_bytes(msgspec.json.format(msgspec.json.encode(progress), indent=2))
@@ -285,6 +293,5 @@ def _check_order(folder: Path, progress: Progress, order: Mapping[str, int | str
 def _bytes_of(session: Session) -> int:
     """Return the bytes that the first checkpoint takes at least: what is trained, and the optimizer's state of it."""
     trained: Iterator[torch.Tensor] = (p for p in session.prepared.model.parameters() if p.requires_grad)
-    states: Mapping[Any, Mapping[str, Any]] = getattr(session.prepared.optimizer, "state", {})
-    kept = (value for state in states.values() for value in state.values() if isinstance(value, torch.Tensor))
+    kept = (tensor for _, tensor in tensors_in(session.prepared.optimizer.state_dict()["state"]))
     return sum(tensor.numel() * tensor.element_size() for tensor in (*trained, *kept))

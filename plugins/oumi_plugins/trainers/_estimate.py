@@ -4,8 +4,7 @@ With `P` the model's parameters (tied ones once) and `T` those that train:
 
 - weights: the bytes of `P` and of the buffers, as they are.
 - gradients: the bytes of `T`, in the number format of the weights.
-- optimizer: the optimizer takes a step on the miniature, and each tensor of its state is scaled by the dimensions of
-  the parameter that it belongs to (see `_state`); nothing is known about optimizers by name.
+- optimizer: it takes a step on tensors without storage (see `_optimizer_state`); nothing is known about it by name.
 - activations: what autograd keeps for the backward pass of one row of `n` tokens, counted by running the model on
   tensors without storage (torch's `FakeTensorMode`) at three lengths; through these goes `a + b n + c n^2`. A
   micro-batch keeps `a + b sum(n) + c sum(n^2)` over its rows, which are not padded; the largest micro-batch of the
@@ -21,9 +20,8 @@ optimizer's state, when there are no activations.
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from oumi_plugins.trainers._attention import LONGEST_EXPLICIT
 from oumi_plugins.trainers._cross_entropy import chunk_of
 from oumi_plugins.trainers._examples import token_counts
 from oumi_plugins.trainers._free import free_memory
+from oumi_plugins.trainers._optimizer_state import state_of
 from oumi_plugins.trainers._preview import micro_batches
 
 
@@ -54,7 +53,7 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
     parameters = list(skeleton.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights, gradients = _bytes([*parameters, *skeleton.buffers()]), _bytes(trained)
-    state = _optimizer_bytes(session, parameters)
+    state = state_of(session, skeleton)
     lengths = token_counts(session.examples["train"])
     tokens, squares = _largest(lengths, training, session.run.world)
     kept = activations_of(skeleton, training, attention=_attention(session, int(lengths.max())))
@@ -64,7 +63,8 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
     again = kept.again.of(tokens, squares) if isinstance(kept, Activations) and kept.again else 0
     forward, backward = (activations or 0) + logits, gradients + again
     working = gradients + forward if accumulates else max(forward, backward)
-    peak = weights + (state or 0) + max(working, _saving(training, weights, state or 0))
+    saving = _saving(training, weights, state.saved_bytes) + state.saved_bytes - state.bytes
+    peak = weights + state.bytes + max(working, saving)
     device, free = free_memory()
     folder = _nearest(session.run.output_dir)
     return Estimate(
@@ -74,43 +74,16 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
         memory=(
             Amount(what="weights", bytes=weights, how="every parameter once"),
             Amount(what="gradients", bytes=gradients, how="parameters that train"),
-            Amount(what="optimizer state", bytes=state, how="as a step on a small model left it"),
+            Amount(what="optimizer state", bytes=state.known, how="as a step without numbers leaves it"),
             Amount(what="activations", bytes=activations, how=_how(kept, tokens)),
             Amount(what="logits", bytes=logits, how=f"{chunk:,} tokens at a time, and the head's gradient"),
         ),
         peak_bytes=peak,
         free_bytes=free,
-        disk=tuple(_disk(session, weights, state or 0, keep)),
+        disk=tuple(_disk(session, weights, state.saved_bytes, keep)),
         free_disk_bytes=shutil.disk_usage(folder).free,
         notes=tuple(notes),
     )
-
-
-def _optimizer_bytes(session: Session, parameters: Sequence[torch.Tensor]) -> int | None:
-    """Return the bytes of the optimizer's state for the real parameters; None where it cannot be tried."""
-    small, optimizer = list(session.prepared.model.parameters()), session.prepared.optimizer
-    if len(small) != len(parameters):  # a strategy has put them together
-        return None
-    for parameter in small:
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    try:
-        optimizer.step()
-    except (RuntimeError, TypeError, ValueError):  # one that needs more than gradients
-        return None
-    finally:
-        optimizer.zero_grad(set_to_none=True)
-    return sum(_state(optimizer.state.get(one, {}), one, real) for one, real in zip(small, parameters, strict=True))
-
-
-def _state(state: Mapping[str, Any], small: torch.Tensor, real: torch.Tensor) -> int:
-    """Return the bytes of one parameter's state, from the state that a small parameter of as many dimensions has.
-
-    A side of a state's tensor that is a side of the small parameter, or all of its elements, is so for the real one
-    too; any other side is what it is for every parameter.
-    """
-    sides = dict(zip(small.shape, real.shape, strict=True)) | {small.numel(): real.numel()}
-    tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
-    return sum(math.prod(sides.get(side, side) for side in t.shape) * t.element_size() for t in tensors)
 
 
 def _largest(lengths: Any, training: TrainingParams, world: World) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import torch
 from oumi_kernel import NumericsError, StopRequested
 from oumi_kernel.config import Moments
 from oumi_kernel.contracts import Session, StepRecord, Summary
+from oumi_plugins.trainers._averages import averaged
 from oumi_plugins.trainers._batches import Batch, Batches
 from oumi_plugins.trainers._checkpoint import Checkpoints, Progress
 from oumi_plugins.trainers._memory import memory_errors
@@ -117,7 +118,7 @@ class Loop:
         metrics = self.session.build_metrics()
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), averaged(self.session.prepared.optimizer):
             for batch, _ in self.batches.of("validation"):
                 placed = self.strategy.place(batch)
                 with self.strategy.forward_context():
