@@ -14,10 +14,19 @@ from typing import Any
 from oumi_kernel.component import hookspec
 from oumi_kernel.config import DatasetParams, DatasetSplitParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
+from oumi_kernel.launch import Processes
 
 
 class BuildHooks:
     """Addressed hooks: the selected component answers, nobody else is asked."""
+
+    @hookspec(firstresult=True)
+    def oumi_launch(self, params: Any, command: Sequence[str], processes: Processes) -> int | None:
+        """Family `strategies`: run `command` in several processes and return the exit code. Optional.
+
+        Each of them finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment, as torchrun
+        gives them. See `oumi_kernel.launch` for how they are told to stop, and say why they failed.
+        """
 
     @hookspec(firstresult=True)
     def oumi_build_strategy(self, params: Any, run: Run) -> Strategy | None:
@@ -26,6 +35,13 @@ class BuildHooks:
     @hookspec(firstresult=True)
     def oumi_build_tokenizer(self, params: Any, run: Run) -> Any:
         """Family `models`: return the tokenizer, its chat template set."""
+
+    @hookspec(firstresult=True)
+    def oumi_weights(self, params: Any, run: Run) -> Mapping[str, str] | None:
+        """Family `models`: return part -> digest of the weights that training begins with. Optional.
+
+        `run.json` keeps them, so that a repeat with other weights under the same name is noticed.
+        """
 
     @hookspec(firstresult=True)
     def oumi_build_trainer(self, params: Any, tokenizer: Any, run: Run) -> Trainer | None:
@@ -102,7 +118,10 @@ class BuildHooks:
 
     @hookspec(firstresult=True)
     def oumi_load_weights(self, params: Any, model: Any, directory: Path, run: Run) -> bool | None:
-        """The same component: read back into `model` what `oumi_save_model` wrote; return True."""
+        """The same component: read back into `model` what `oumi_save_model` wrote; return True.
+
+        A dry run gives a model on torch's device `meta`: raise what would be raised for the real one, read no weight.
+        """
 
 
 class Events:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from oumi_kernel.config import DatasetSplitParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
 from oumi_kernel.errors import PluginError
+from oumi_kernel.launch import Processes
 from oumi_kernel.plugins.families import FAMILIES
 from oumi_kernel.plugins.loading import describe
 from oumi_kernel.plugins.manager import Active, Manager
@@ -32,6 +33,10 @@ class Kernel:
         self._active = {id(choice): self.manager.activate(choice) for choice in order}
         self._resolution = resolution
 
+    def launch(self, command: Sequence[str], processes: Processes) -> int:
+        """Run a command in several processes, and return the exit code of the first that failed, or 0."""
+        return self._ask("strategies", "oumi_launch", int, command=command, processes=processes)
+
     def build_strategy(self, run: Run) -> Strategy:
         """Return how steps are done."""
         return self._ask("strategies", "oumi_build_strategy", Strategy, run=run)
@@ -44,6 +49,10 @@ class Kernel:
     def build_tokenizer(self, run: Run) -> Any:
         """Return the tokenizer."""
         return self._ask("models", "oumi_build_tokenizer", object, run=run)
+
+    def weights(self, run: Run) -> Mapping[str, str]:
+        """Return part -> digest of the weights that training begins with; empty where the model's loader knows none."""
+        return self.manager.call(self._all("models")[0], "oumi_weights", run=run) or {}
 
     def build_trainer(self, tokenizer: Any, run: Run) -> Trainer:
         """Return the training method."""

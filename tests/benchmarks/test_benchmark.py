@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ import transformers
 from tests.benchmarks import held_out, materials, report, scaling
 from tests.benchmarks.measure import Step, Watched, environment_for, rates, watch
 from tests.benchmarks.variants import VARIANTS, Job, prepare
+from tests.conftest import ROOT
 
 BATCHES = 3
 
@@ -145,3 +147,9 @@ def test_the_table_of_growth_shows_what_a_further_token_costs() -> None:
     *_, two, four = scaling.table("times", runs).splitlines()
     assert two.endswith("| 2.000 | 2.000 |")
     assert four.endswith("| 2.000 | 2.000 |")
+
+
+def test_the_report_says_how_it_is_called() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.report", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: ")

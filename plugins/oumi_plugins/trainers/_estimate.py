@@ -27,16 +27,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from oumi_kernel.config import TrainingParams
-from oumi_kernel.contracts import Session
+from oumi_kernel.contracts import Session, World
 from oumi_kernel.rehearsal import Amount, Estimate
 from oumi_plugins.trainers._activations import Activations, activations_of
 from oumi_plugins.trainers._attention import LONGEST_EXPLICIT
 from oumi_plugins.trainers._cross_entropy import chunk_of
+from oumi_plugins.trainers._examples import token_counts
 from oumi_plugins.trainers._free import free_memory
 from oumi_plugins.trainers._preview import micro_batches
 
@@ -55,8 +55,8 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights, gradients = _bytes([*parameters, *skeleton.buffers()]), _bytes(trained)
     state = _optimizer_bytes(session, parameters)
-    lengths = _lengths(session.examples["train"])
-    tokens, squares = _largest(lengths, training)
+    lengths = token_counts(session.examples["train"])
+    tokens, squares = _largest(lengths, training, session.run.world)
     kept = activations_of(skeleton, training, attention=_attention(session, int(lengths.max())))
     activations = kept.of(tokens, squares) if isinstance(kept, Activations) else None
     chunk, logits = _logits(skeleton, tokens)
@@ -113,15 +113,10 @@ def _state(state: Mapping[str, Any], small: torch.Tensor, real: torch.Tensor) ->
     return sum(math.prod(sides.get(side, side) for side in t.shape) * t.element_size() for t in tensors)
 
 
-def _largest(lengths: Any, training: TrainingParams) -> tuple[int, int]:
+def _largest(lengths: Any, training: TrainingParams, world: World) -> tuple[int, int]:
     """Return tokens, and sum of squared lengths, of the largest micro-batch of the first epoch."""
-    batches = micro_batches(lengths, training)
+    batches = micro_batches(lengths, training, world)
     return max((int(batch.sum()), int((batch**2).sum())) for batch in batches)
-
-
-def _lengths(examples: Sequence[Any]) -> Any:
-    known = getattr(examples, "lengths", None)
-    return np.array([len(example["input_ids"]) for example in examples] if known is None else known, np.int64)
 
 
 def _saving(training: TrainingParams, weights: int, state: int) -> int:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -15,6 +16,7 @@ from oumi_kernel.config import TrainTarget
 from oumi_kernel.contracts import Plan, Row, Run, Session, Summary
 from oumi_kernel.plugins.slots import filled_splits
 from oumi_kernel.rehearsal import Estimate, Lengths, PreviewedExample, token_view
+from oumi_plugins.trainers._batches import IGNORE
 from oumi_plugins.trainers._cache import Cache, user_folder
 from oumi_plugins.trainers._compiling import repeated_layers
 from oumi_plugins.trainers._encoding import Settings, limit_of
@@ -28,10 +30,10 @@ from oumi_plugins.trainers._parameters import parameter_groups
 from oumi_plugins.trainers._preparation import Preparation
 from oumi_plugins.trainers._preview import lengths_of, previews, tokens_of
 from oumi_plugins.trainers._retention import Retention, check_load_best
+from oumi_plugins.trainers._small import NotSmall, small_model
 from oumi_plugins.trainers.sft import SftParams
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
-IGNORE = -100
 MAX_SKIPPED = 3
 
 
@@ -66,14 +68,14 @@ class SftTrainer:
         """Return the number of optimizer steps; the last window of an epoch may be smaller and counts."""
         training = self._run.config.training
         count = len(examples["train"])
-        batch = training.per_device_train_batch_size
-        per_epoch = math.ceil(math.ceil(count / batch) / training.gradient_accumulation_steps)
+        together = training.per_device_train_batch_size * self._run.world.size
+        per_epoch = math.ceil(math.ceil(count / together) / training.gradient_accumulation_steps)
         by_epochs = math.ceil(round(per_epoch * training.num_train_epochs, 6))  # 0.55 * 100 is more than 55
         return Plan(
             total_steps=training.max_steps if training.max_steps > 0 else by_epochs,
             steps_per_epoch=per_epoch,
             examples=count,
-            effective_batch_size=batch * training.gradient_accumulation_steps,
+            effective_batch_size=together * training.gradient_accumulation_steps,
         )
 
     def parameter_groups(self, model: nn.Module) -> Sequence[dict[str, Any]]:
@@ -86,7 +88,7 @@ class SftTrainer:
 
     def lengths(self, examples: Sequence[Any]) -> Lengths:
         """Return how long the examples of a split are."""
-        return lengths_of(examples, self._run.config.training, self._ignore)
+        return lengths_of(examples, self._run.config.training, self._ignore, self._run.world)
 
     def miniature(self, skeleton: nn.Module) -> nn.Module:
         """Return a model like `skeleton` whose every parameter is small."""
@@ -96,8 +98,10 @@ class SftTrainer:
         """Do what training does before its first step, and estimate what it needs."""
         if self._run.config.training.compile and self._params.compile_scope == "layers":
             repeated_layers(skeleton)
-        notes = Loop(session, Unasked(self._ignore), self._retention).rehearse()
-        return estimate(session, skeleton, self._params.save_total_limit, notes)
+        unasked = self._ask_in_small(session, skeleton)
+        notes, unchecked = Loop(session, Unasked(self._ignore), self._retention).rehearse(skeleton)
+        needs = estimate(session, skeleton, self._params.save_total_limit, notes)
+        return msgspec.structs.replace(needs, unchecked=(*unasked, *unchecked))
 
     def train(self, session: Session) -> Summary:
         """Run the loop."""
@@ -108,19 +112,30 @@ class SftTrainer:
         allowed = allowed if self._params.on_nonfinite == "skip" else 0
         return Loop(session, self, self._retention, allowed).train()
 
-    def evaluate(self, session: Session) -> Mapping[str, float]:
-        """Evaluate the validation split."""
-        return Loop(session, self, Retention()).evaluate() or {}
-
     def begin(self, session: Session) -> None:
         """Ask the model how it computes the losses of a batch, and say so where batches must be padded.
 
         Raises:
             ConfigError: Packs are asked for, and the model would read across their borders.
         """
-        forward = Forward(session.prepared.model, ignore=self._ignore, smoothing=self._params.label_smoothing_factor)
+        self._forward = self._asked(session.prepared.model, session)
+        self._check_packs(self._forward)
+
+    def _asked(self, model: nn.Module, session: Session) -> Forward:
+        forward = Forward(model, ignore=self._ignore, smoothing=self._params.label_smoothing_factor)
         forward.choose(self._run.config.model.attn_implementation, session.strategy.forward_context)
-        self._forward = forward
+        return forward
+
+    def _ask_in_small(self, session: Session, skeleton: nn.Module) -> list[str]:
+        """Do what `begin` does with a small model of the same architecture; return what that does not tell."""
+        try:
+            small = small_model(skeleton, next(session.prepared.model.parameters()).device)
+        except NotSmall as error:
+            return [f"whether this model keeps examples apart that share a batch without padding: {error}."]
+        self._check_packs(self._asked(small, session))
+        return []
+
+    def _check_packs(self, forward: Forward) -> None:
         splits = dict(filled_splits(self._run.config))
         if forward.is_flat:
             for name in (name for name, split in splits.items() if split.collator_kwargs.get("pad_to_multiple_of")):
