@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from oumi_kernel import Component, Params, hookimpl
 from oumi_kernel.config import PeftParams
 from oumi_kernel.contracts import Run
+from oumi_kernel.report import Report
 from oumi_plugins.peft._declared import declared
 
 SECTION = {
@@ -77,12 +78,22 @@ class Method(Component):
     own_parameters: ClassVar[Collection[str]] = ()
     """Parameters that are not the library's."""
 
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._report: Report | None = None
+
     @hookimpl
     def oumi_apply_peft(self, params: Params, model: Any, run: Run) -> Any:
         """Return the library's model around the given one: the adapter trains, everything else is frozen."""
         from oumi_plugins.peft._adapter import adapted
 
-        return adapted(model, self.config_class, self.settings(params, run), run)
+        self._model, self._report = adapted(model, self.config_class, self.settings(params, run), run)
+        return self._model
+
+    @hookimpl
+    def oumi_report(self) -> Report | None:
+        """Say what is adapted."""
+        return self._report
 
     @hookimpl
     def oumi_save_model(
