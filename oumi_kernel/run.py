@@ -21,8 +21,8 @@ from oumi_kernel.manifest import PreparedData, fingerprint, parameter_counts, ru
 from oumi_kernel.mixture import Mixture, mix
 from oumi_kernel.plugins import Kernel, Resolution
 from oumi_kernel.plugins.slots import filled_splits
-from oumi_kernel.report import Report
 from oumi_kernel.repeat import data_difference, version_differences
+from oumi_kernel.report import Report
 from oumi_kernel.seeds import with_seeds
 from oumi_kernel.stopping import Interrupted, Stop
 

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oumi_kernel import ConfigError
-from tests.conftest import QUICKSTART
+from tests.peft.conftest import TINY, logits, opened
 from tests.trainers.conftest import Train
 
-TINY = QUICKSTART / "model"
 LORA = ("--peft.lora_r=4", "--peft.lora_alpha=16", "--peft.lora_target_modules=[q_proj, v_proj]")
 ADAMW = "--training.optimizer=adamw"
-
-
-def opened(folder: Path) -> Any:
-    """Open an adapter as its users do: the model that it names, and the adapter beside it."""
-    name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name), folder)
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=torch.arange(3, 40)[None]).logits
 
 
 def test_an_adapter_is_saved_that_the_library_opens(train: Train) -> None:
