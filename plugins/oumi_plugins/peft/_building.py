@@ -18,7 +18,7 @@ from oumi_plugins.peft._conversion import changes_the_model, check_start
 from oumi_plugins.peft._matching import MATCHERS, check_patterns, names_of
 from oumi_plugins.peft._method import SECTION
 from oumi_plugins.peft._reporting import report_on
-from oumi_plugins.peft._saving import adapter_state, load_adapter
+from oumi_plugins.peft._saving import adapter_state, load_adapter, shapes_of
 
 Examples = Mapping[str, Sequence[Any]]
 
@@ -29,11 +29,13 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         model: The library's model.
         report: What it adapts.
+        shapes: Name -> shape of the whole adapter, under the names of files.
         initial: The adapter as it began, where that changed the model; None where it did not.
     """
 
     model: Any
     report: Report
+    shapes: Mapping[str, tuple[int, ...]]
     initial: Mapping[str, torch.Tensor] | None = None
 
 
@@ -64,12 +66,12 @@ def build(model: Any, config_class: str, settings: Mapping[str, Any], examples: 
     config = config_of(config_class, settings, run)
     is_changed = changes_the_model(config) and not _has_no_weights(model)
     adapted = put_in(model, config, examples, run)
-    report = report_on(adapted, names, asked)
+    built = _built(adapted, report_on(adapted, names, asked))
     if not is_changed:
-        return Built(model=adapted, report=report)
+        return built
     check_start(adapted, config)
     initial = {name: tensor.clone() for name, tensor in adapter_state(adapted, adapted.state_dict()).items()}
-    return Built(model=adapted, report=report, initial=initial)
+    return msgspec.structs.replace(built, initial=initial)
 
 
 def _continued(model: Any, settings: Mapping[str, Any], adapter: tuple[str, str], run: Run) -> Built:
@@ -83,10 +85,12 @@ def _continued(model: Any, settings: Mapping[str, Any], adapter: tuple[str, str]
         load_adapter(adapted, weights_file(key, name))
     report = report_on(adapted, names, {})
     lines = (f"goes on with {name}", *report.lines)
-    return Built(
-        model=adapted,
-        report=msgspec.structs.replace(report, lines=lines, facts={**report.facts, "goes_on_with": name}),
-    )
+    facts = {**report.facts, "goes_on_with": name}
+    return _built(adapted, msgspec.structs.replace(report, lines=lines, facts=facts))
+
+
+def _built(model: Any, report: Report) -> Built:
+    return Built(model=model, report=report, shapes=shapes_of(adapter_state(model, model.state_dict())))
 
 
 def _has_no_weights(model: Any) -> bool:

@@ -94,7 +94,8 @@ class Method(Component):
         weights = state()
         if run.world.is_main and weights is not None:
             moved = self._moved if self._is_trained else frozenset[str]()
-            saved = Saved(model=model, weights=weights, initial=self._built.initial, moved=moved)
+            built = self._built
+            saved = Saved(model=model, weights=weights, shapes=built.shapes, initial=built.initial, moved=moved)
             save_adapter(saved, tokenizer, directory)
         return True
 

@@ -24,12 +24,14 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         model: The model; a wrapper that holds it as `module` is looked through.
         weights: Name -> whole tensor, the model's own names.
+        shapes: Name -> shape of everything that must be saved, under the names of files.
         initial: The adapter as it began, where that changed the model; None where it did not.
         moved: Weights that training has changed, by the model's names.
     """
 
     model: Any
     weights: Mapping[str, torch.Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
     initial: Mapping[str, torch.Tensor] | None = None
     moved: frozenset[str] = frozenset()
 
@@ -42,6 +44,7 @@ def save_adapter(saved: Saved, tokenizer: Any, directory: Path) -> None:
     """
     model = unwrapped(saved.model)
     expected = adapter_state(model, saved.weights)
+    _check_shapes(expected, saved.shapes, directory)
     try:
         with quiet():
             model.save_pretrained(str(directory), state_dict=dict(saved.weights), save_embedding_layers=False)
@@ -119,18 +122,29 @@ def _save_tokenizer(tokenizer: Any, directory: Path) -> None:
         raise OSError(str(error)) from error
 
 
+def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
 def _check(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], place: Path) -> None:
     """Refuse an adapter that is not whole.
 
     Raises:
         CheckpointError: A weight is missing, unknown, has another shape, or is not finite.
     """
-    for names, meaning in ((expected.keys() - found, "lacks"), (found.keys() - expected, "has unknown")):
+    _check_shapes(found, shapes_of(expected), place)
+    for name, tensor in found.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{place}: the weight '{name}' is not finite.")
+
+
+def _check_shapes(found: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], place: Path) -> None:
+    for names, meaning in ((shapes.keys() - found, "lacks"), (found.keys() - shapes, "has unknown")):
         if names:
             raise CheckpointError(f"{place} {meaning} {len(names)} weights, among them '{min(names)}'.")
     for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-            raise CheckpointError(f"{place}: the weight '{name}' has the shape {shapes}.")
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{place}: the weight '{name}' is not finite.")
+        if tuple(tensor.shape) != shapes[name]:
+            raise CheckpointError(
+                f"{place}: the weight '{name}' has the shape {tuple(tensor.shape)} instead of {shapes[name]}."
+            )
