@@ -134,8 +134,6 @@ def test_a_step_that_learned_nothing_may_be_saved(train: Train) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_adapters_of_short_weights_train_in_float32(train: Train, dtype: str) -> None:
-    if dtype == "float16":
-        pytest.importorskip("torch")
     run = train(*LORA, f"--model.torch_dtype_str={dtype}", "--training.save_steps=3")
     wide = torch.float64 if dtype == "float64" else torch.float32
     state = load_file(run.folder / "checkpoint-3/optimizer.safetensors")
