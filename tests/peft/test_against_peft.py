@@ -37,8 +37,8 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "the head adapted": (("--peft.lora_target_modules=[q_proj, lm_head]",), {"target_modules": ["q_proj", "lm_head"]}),
     "an expression": (
-        (r"--peft.lora_target_modules=.*layers\.1\..*(q|k)_proj", "--peft.lora_bias=all"),
-        {"target_modules": r".*layers\.1\..*(q|k)_proj", "bias": "all"},
+        (r"--peft.lora_target_modules=.*layers\.1\..*(q|k)_proj",),
+        {"target_modules": r".*layers\.1\..*(q|k)_proj"},
     ),
     "some left out": (
         ("--peft.lora_target_modules=all-linear", "--peft.lora_exclude_modules=[.*mlp.*, '.*1\\.self_attn\\..*']"),

@@ -57,7 +57,7 @@ class Cut(Component):
 """
 
 
-@pytest.mark.parametrize("flags", [(), ("--peft.lora_modules_to_save=[lm_head, norm]",), ("--peft.lora_bias=all",)])
+@pytest.mark.parametrize("flags", [(), ("--peft.lora_modules_to_save=[lm_head, norm]",)])
 def test_what_is_frozen_keeps_its_bits_and_what_trains_changes(
     train: Train, install: Install, flags: tuple[str, ...]
 ) -> None:

@@ -25,7 +25,7 @@ def check_schedule(params: Any, total_steps: int) -> None:
     key = message = ""
     if params.target_r >= params.init_r:
         key, message = "init_r", f"is {params.init_r}; ranks shrink from it to target_r, {params.target_r}."
-    elif params.tinit >= total_steps - params.tfinal:
+    elif max(params.tinit, 1) >= total_steps - params.tfinal:  # the first step only measures
         key = "tinit"
         message = f"{params.tinit} steps before ranks shrink and {params.tfinal} after leave none of {total_steps}."
     if message:
