@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from oumi_kernel import CheckpointError, ConfigError
+from tests.conftest import Install
 from tests.peft.conftest import TINY, logits, opened
 from tests.trainers.conftest import Finished, Train
 
@@ -117,9 +118,23 @@ def test_eva_begins_where_the_data_varies_most(train: Train) -> None:
     torch.testing.assert_close(logits(opened(run.folder)), logits(AutoModelForCausalLM.from_pretrained(TINY)))
 
 
-def test_the_seed_decides_the_start_and_nothing_else_does(train: Train) -> None:
+DRAW = """
+import torch
+from oumi_kernel import Component, hookimpl
+
+class Draw(Component):
+    '''Draws random numbers before the adapter does.'''
+    @hookimpl(wrapper=True)
+    def oumi_build_model(self):
+        model = yield
+        torch.rand(17)
+        return model
+"""
+
+
+def test_the_seed_decides_the_start_and_nothing_else_does(train: Train, install: Install) -> None:
     first = adapter(train(*LORA, *STILL, name="first"))
-    torch.rand(17)
+    install("oumi-draw", "1.0", {"oumi.plugins": {"draw": "draw:Draw"}}, draw=DRAW)
     again = adapter(train(*LORA, *STILL, "--training.data_seed=3", "--peft.lora_dropout=0.5", name="again"))
     other = adapter(train(*LORA, *STILL, "--training.seed=7", name="other"))
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
