@@ -48,6 +48,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         examples: Split -> examples, after it.
         fingerprints: Split -> digest of the prepared examples in their order; None where they have none.
         weights: File, or other part -> digest of the weights that training began with; empty where they are not known.
+        model: How many parameters there are (`parameters`) and train (`trained`), and by family what became of what was
+            asked of the model; empty if the run ended before there was one.
     """
 
     format: int
@@ -62,6 +64,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     examples: dict[str, int] = {}
     fingerprints: dict[str, str | None] = {}
     weights: dict[str, str] = {}
+    model: dict[str, Any] = {}
 
 
 def record_in(text: str, source: str) -> RunRecord | None:

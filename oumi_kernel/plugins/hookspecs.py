@@ -1,7 +1,7 @@
 """Every hook, in the order of a run. Build hooks are addressed to one component, events go to all active ones.
 
 Every argument is passed by name; an implementation takes only those it needs. `params` is the component's own
-decoded struct (for `models`, `peft` and `strategies` the section of the configuration), `run` a
+decoded struct (for `models` and `strategies` the section of the configuration), `run` a
 `oumi_kernel.contracts.Run`. Torch objects are `Any` here: the kernel never looks inside them.
 """
 
@@ -15,6 +15,7 @@ from oumi_kernel.component import hookspec
 from oumi_kernel.config import DatasetParams, DatasetSplitParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
 from oumi_kernel.launch import Processes
+from oumi_kernel.report import Report
 
 
 class BuildHooks:
@@ -90,8 +91,24 @@ class BuildHooks:
         """Family `kernels`: return the model with faster parts put in, on the device `meta` too. Optional."""
 
     @hookspec(firstresult=True)
-    def oumi_apply_peft(self, params: Any, model: Any, run: Run) -> Any:
-        """Family `peft`: return the model with its adapter, everything else frozen."""
+    def oumi_apply_peft(self, params: Any, model: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
+        """Family `peft`: return the model with its adapter, everything else frozen.
+
+        `examples` are split -> prepared examples, for methods that begin with what the data is like.
+        """
+
+    @hookspec(firstresult=True)
+    def oumi_report(self, params: Any, run: Run) -> Report | None:
+        """Families `models`, `kernels` and `peft`: say what became of the model, now that it is built. Optional."""
+
+    @hookspec(firstresult=True)
+    def oumi_group_parameters(
+        self, params: Any, groups: Sequence[dict[str, Any]], model: Any, plan: Plan, run: Run
+    ) -> Sequence[dict[str, Any]] | None:
+        """Family `peft`: return the trainer's parameter groups divided, those with a rate of their own with `lr`.
+
+        Optional. It is also where a method learns how long the run is, in a dry run too.
+        """
 
     @hookspec(firstresult=True)
     def oumi_build_optimizer(self, params: Any, groups: Sequence[dict[str, Any]], run: Run) -> Any:

@@ -14,6 +14,7 @@ from oumi_kernel.plugins.families import FAMILIES
 from oumi_kernel.plugins.loading import describe
 from oumi_kernel.plugins.manager import Active, Manager
 from oumi_kernel.plugins.resolve import Resolution
+from oumi_kernel.report import Report
 
 T = TypeVar("T")
 
@@ -85,16 +86,35 @@ class Kernel:
             arguments.update(self.manager.call(active, "oumi_model_arguments", run=run) or {})
         return arguments
 
-    def build_model(self, tokenizer: Any, run: Run) -> Any:
+    def build_model(self, tokenizer: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
         """Return the model with kernels and PEFT applied, each at its time."""
-        return self._model("oumi_build_model", tokenizer, run)
+        return self._model("oumi_build_model", tokenizer, examples, run)
 
-    def build_skeleton(self, tokenizer: Any, run: Run) -> Any:
+    def build_skeleton(self, tokenizer: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
         """Return the same without weights, on torch's device `meta`; None where the model's loader builds none."""
         (loader,) = self._all("models")
         if not hasattr(loader.plugin, "oumi_build_skeleton"):
             return None
-        return self._model("oumi_build_skeleton", tokenizer, run)
+        return self._model("oumi_build_skeleton", tokenizer, examples, run)
+
+    def reports(self, run: Run) -> dict[str, Report]:
+        """Return family -> what its component says of the model that was built."""
+        asked = {family: self._all(family) for family in ("models", "kernels", "peft")}
+        found = {
+            family: self.manager.call(active, "oumi_report", run=run)
+            for family, of_one in asked.items()
+            for active in of_one
+        }
+        return {family: report for family, report in found.items() if report is not None}
+
+    def group_parameters(
+        self, groups: Sequence[dict[str, Any]], model: Any, plan: Plan, run: Run
+    ) -> Sequence[dict[str, Any]]:
+        """Return parameter groups as the PEFT method divides them."""
+        for active in self._all("peft"):
+            arguments = {"groups": groups, "model": model, "plan": plan, "run": run}
+            groups = self.manager.call(active, "oumi_group_parameters", **arguments) or groups
+        return groups
 
     def build_optimizer(self, groups: Sequence[dict[str, Any]], run: Run) -> Any:
         """Return the optimizer over parameter groups."""
@@ -140,13 +160,13 @@ class Kernel:
         """Tell everybody that the run ends with an error."""
         self.manager.broadcast("oumi_train_error", run=run, error=error)
 
-    def _model(self, hook: str, tokenizer: Any, run: Run) -> Any:
+    def _model(self, hook: str, tokenizer: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
         arguments = self.model_arguments(run)
         model = self._ask("models", hook, object, tokenizer=tokenizer, arguments=arguments, run=run)
         for active in self._all("kernels"):
             model = self.manager.call(active, "oumi_apply_kernel", model=model, run=run) or model
         for active in self._all("peft"):
-            model = self._answer(active, "oumi_apply_peft", object, model=model, run=run)
+            model = self._answer(active, "oumi_apply_peft", object, model=model, examples=examples, run=run)
         return model
 
     def _all(self, family: str) -> list[Active]:

@@ -103,7 +103,7 @@ ONE_PROCESS = "there is one process"
 NOT_INSTALLED = "none is installed|which is not installed"
 
 TRAINING: dict[str, list[Case]] = {
-    "use_peft": [Refused("true", NOT_INSTALLED)],
+    "use_peft": [Changed("true", ("files", "losses"))],
     "trainer_type": [Refused("TRL_DPO", NOT_INSTALLED)],
     "trainer_kwargs": [Refused("{nothing: 1}", "unknown key 'nothing'")],
     "output_dir": [Refused("/proc/nowhere", "cannot write into /proc/nowhere")],
@@ -216,7 +216,7 @@ TRAINER: dict[str, list[Case]] = {
 
 MODEL: dict[str, list[Case]] = {
     "model_name": [Refused("./nowhere", "holds no|there is no folder")],
-    "adapter_model": [Refused("./nowhere", "no component loads adapters yet")],
+    "adapter_model": [Refused("./nowhere", "holds no adapter: there is no such folder")],
     "tokenizer_name": [Refused("./nowhere", "there is no folder")],
     "tokenizer_pad_token": [Changed("<new>", ("tokenizer",))],
     "tokenizer_kwargs": [Changed("{model_input_names: [input_ids]}", ("tokenizer",))],

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from oumi_kernel import ConfigError, OutOfMemoryError, Problem
+from oumi_kernel.adapters import base_of
 from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
 from oumi_plugins.models._architecture import matches
@@ -31,16 +32,19 @@ DTYPES = {
 
 def build_model(
     params: ModelParams, config: PretrainedConfig, tokenizer: Any, arguments: Mapping[str, Any], run: Run
-) -> nn.Module:
+) -> tuple[nn.Module, dict[str, int]]:
     """Load or create the model of a model section, on the CPU unless `arguments` place it.
 
     Random weights, of a model that is not loaded and of tokens that the model does not have, depend on
     `training.seed` alone.
 
+    Returns:
+        The model, and pattern of `freeze_layers` -> modules that it matches.
+
     Raises:
         ConfigError: Its weights cannot be found, or some are missing.
     """
-    if params.model_revision and Path(run.locate(params.model_name)).is_dir():
+    if params.model_revision and Path(base_of(run)).is_dir():
         _log.warning("model.model_revision: no effect: '%s' is a folder, which has one state.", params.model_name)
     options = _options(params, arguments)
     with _seeded(run.config.training.seed):
@@ -52,8 +56,8 @@ def build_model(
 
 def build_skeleton(
     params: ModelParams, config: PretrainedConfig, tokenizer: Any, arguments: Mapping[str, Any], run: Run
-) -> nn.Module:
-    """Return the model that `build_model` would, on the device `meta`: of weight files only names and shapes are read.
+) -> tuple[nn.Module, dict[str, int]]:
+    """Return what `build_model` would, on the device `meta`: of weight files only names and shapes are read.
 
     Weights of a hub's model that are not here yet are not fetched; whether any are missing is then not checked.
 
@@ -66,7 +70,7 @@ def build_skeleton(
         try:
             model = _pretrained(params, run, config, options | {"device_map": meta, "local_files_only": True})
         except ConfigError:
-            if Path(run.locate(params.model_name)).exists():
+            if Path(base_of(run)).exists():
                 raise
             _log.info("the weights of %s are not on this machine; the run will fetch them.", params.model_name)
     with meta:
@@ -88,16 +92,17 @@ def _new(config: PretrainedConfig, options: Mapping[str, Any]) -> Any:
     return AutoModelForCausalLM.from_config(config, **{**options, "dtype": dtype})
 
 
-def _ready(model: Any, params: ModelParams) -> nn.Module:
+def _ready(model: Any, params: ModelParams) -> tuple[nn.Module, dict[str, int]]:
     model.config.use_cache = False  # a cache of keys and values is for generation; packed sequences leak through it
-    for modules in matches(model, params.freeze_layers).values():
+    found = matches(model, params.freeze_layers)
+    for modules in found.values():
         for module in modules:
             module.requires_grad_(False)
-    return model
+    return model, {pattern: len(modules) for pattern, modules in found.items()}
 
 
 def _pretrained(params: ModelParams, run: Run, config: PretrainedConfig, options: dict[str, Any]) -> Any:
-    name = run.locate(params.model_name)
+    name = base_of(run)
     try:
         with bars_on_a_terminal():
             loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -1,0 +1,163 @@
+"""What the methods of the library have in common: hooks over its own config, model and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from oumi_kernel import Component, Params, hookimpl
+from oumi_kernel.config import PeftParams
+from oumi_kernel.contracts import Run, StepRecord
+from oumi_kernel.report import Report
+from oumi_plugins.peft._declared import declared, field_names
+
+SECTION = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target_modules": "target_modules",
+    "lora_exclude_modules": "exclude_modules",
+    "lora_target_parameters": "target_parameters",
+    "lora_modules_to_save": "modules_to_save",
+    "lora_bias": "bias",
+    "lora_init_weights": "init_lora_weights",
+}
+"""Key of the section `peft` -> field of the library's config that it sets."""
+MODULES = ("lora_target_modules", "lora_exclude_modules", "lora_modules_to_save")
+"""Keys of the section that say which modules are meant, for every method that adapts modules."""
+NOT_YET = "no component does this yet."
+
+
+class OwnParams(Params):
+    """A method without parameters beside the library's."""
+
+
+class Method(Component):
+    """A method of the library `peft`; a subclass names it."""
+
+    requires = {"peft": "oumi-kernel[peft]"}
+
+    module: ClassVar[str]
+    """The module of its config class in the library."""
+
+    config_class: ClassVar[str]
+    """The name of that class."""
+
+    keys: ClassVar[Collection[str]] = MODULES
+    """The keys of the section `peft` that it may have a use for."""
+
+    without: ClassVar[Collection[str]] = ()
+    """Fields of the config that are no parameters: the model decides them, or nothing here can serve them."""
+
+    own_params: ClassVar[type[Params]] = OwnParams
+    """Parameters that the library's config does not have."""
+
+    def __init_subclass__(cls) -> None:
+        """Take the parameters from the library's config: its fields that the section does not cover."""
+        super().__init_subclass__()
+        known = field_names(cls.module, cls.config_class)
+        cls.keys = tuple(key for key in cls.keys if SECTION[key] in known or not known)
+        covered = {*cls.without, *(SECTION[key] for key in cls.keys)}
+        cls.params_type = declared(cls.module, cls.config_class, without=covered, bases=(cls.own_params,))
+        cls.unserved = _unserved(cls.keys)
+
+    def __init__(self) -> None:
+        self._built: Any = None
+        self._first: Any = None
+        self._moved: frozenset[str] = frozenset()
+        self._steps_with_rate = 0
+        self._is_trained = False
+        self._is_done = False
+
+    @hookimpl
+    def oumi_apply_peft(self, params: Params, model: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
+        """Return the library's model around the given one: the adapter trains, everything else is frozen."""
+        from oumi_plugins.peft._building import build
+
+        self._built = build(model, self.config_class, self.settings(params, run), examples, run)
+        return self._built.model
+
+    @hookimpl
+    def oumi_report(self) -> Report | None:
+        """Say what is adapted."""
+        return self._built.report if self._built else None
+
+    @hookimpl
+    def oumi_save_model(
+        self, model: Any, state: Callable[[], Mapping[str, Any] | None], tokenizer: Any, directory: Path, run: Run
+    ) -> bool:
+        """Write the adapter as the library does, with tokenizer and chat template, and read it back to check."""
+        from oumi_plugins.peft._saving import Saved, save_adapter
+
+        weights = state()
+        if run.world.is_main and weights is not None:
+            moved = self._moved if self._is_trained else frozenset[str]()
+            built = self._built
+            shapes = self._shapes(weights)
+            saved = Saved(model=model, weights=weights, shapes=shapes, initial=built.initial, moved=moved)
+            save_adapter(saved, tokenizer, directory)
+        return True
+
+    @hookimpl
+    def oumi_load_weights(self, model: Any, directory: Path) -> bool:
+        """Read the adapter's weights back into the model, every one of them."""
+        from oumi_plugins.peft._saving import load_adapter
+
+        load_adapter(model, directory / "adapter_model.safetensors", self._built.initial)
+        return True
+
+    @hookimpl
+    def oumi_train_start(self, run: Run, step: int) -> None:
+        """Watch the gradients of the first step."""
+        from oumi_plugins.peft._gradients import FirstGradients
+
+        self._first = FirstGradients(self._built.model, compiled=run.config.training.compile)
+
+    @hookimpl
+    def oumi_step_end(self, record: StepRecord) -> None:
+        """Look once whether every adapter learns."""
+        self._steps_with_rate += record.learning_rate > 0
+        self._is_trained = self._steps_with_rate > record.skipped
+        if self._first is not None:
+            first, self._first = self._first, None
+            self._moved = first.check()
+
+    @hookimpl
+    def oumi_train_end(self) -> None:
+        """Know that what is saved next is not gone on from."""
+        self._is_done = True
+
+    def settings(self, params: Params, run: Run) -> dict[str, Any]:
+        """Return the fields of the config that the configuration changes."""
+        section, own = run.config.peft, self.own_params.__struct_fields__
+        fields = {SECTION[key]: (getattr(section, key), getattr(PeftParams(), key)) for key in self.keys}
+        fields |= {
+            field.name: (getattr(params, field.name), field.default_factory() if _is_made(field) else field.default)
+            for field in msgspec.structs.fields(params)
+            if field.name not in own
+        }
+        return {name: value for name, (value, default) in fields.items() if value != default}
+
+    def _shapes(self, weights: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        """Return name -> shape of everything that must be saved."""
+        return self._built.shapes
+
+
+def _is_made(field: msgspec.structs.FieldInfo) -> bool:
+    return field.default_factory is not msgspec.NODEFAULT
+
+
+def _unserved(keys: Collection[str]) -> dict[str, str]:
+    """Return the keys of the section that a method cannot serve, with what to do instead."""
+    table = {
+        f"peft.{key}": "this method takes its parameters from peft.peft_kwargs." for key in SECTION if key not in keys
+    }
+    quantisation = (
+        key for key in PeftParams.__struct_fields__ if key.startswith(("q_lora", "bnb_", "llm_", "use_bnb"))
+    )
+    table |= dict.fromkeys((f"peft.{key}" for key in quantisation), NOT_YET)
+    task = "models that generate text are trained; no trainer does other tasks yet."
+    return table | {"peft.lora_task_type": task, "peft.peft_save_mode": NOT_YET}
