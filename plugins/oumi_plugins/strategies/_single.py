@@ -19,6 +19,7 @@ from oumi_kernel import CheckpointError, ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.contracts import Prepared, Run
 from oumi_plugins.strategies._cpu import faster_matmul, keep_freed_memory, restore_matmul
+from oumi_plugins.strategies._in_backward import InBackward
 from oumi_plugins.strategies._stepping import step_unless
 
 TENSORS = "optimizer.safetensors"
@@ -41,6 +42,7 @@ class SingleStrategy:
         self._dtype = dtypes.get(precision)
         self._scaler = torch.amp.GradScaler(enabled=precision is MixedPrecisionDtype.FP16)
         self._matmul: str | None = None
+        self._in_backward: InBackward | None = None
         self._prepared = Prepared(model=None, optimizer=None, scheduler=None)
 
     def setup(self) -> None:
@@ -78,14 +80,30 @@ class SingleStrategy:
         return nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of the loss."""
+        """Add the gradient of the loss, and step each weight whose gradient that completes if asked to."""
+        if self._in_backward is not None:
+            self._in_backward.begin(loss)
         self._scaler.scale(loss).backward()
+
+    def step_in_backward(self) -> None:
+        """From now on step each parameter in `backward`, when its gradient is complete; `step` then steps none."""
+        self._in_backward = InBackward(self._prepared.optimizer)
+
+    @property
+    def steps_in_backward(self) -> bool:
+        """Whether a step that is not finite may have changed weights before it was known to be."""
+        return self._in_backward is not None
 
     def step(self, max_norm: float | None, loss: torch.Tensor | None = None) -> torch.Tensor:
         """Clip, step and clear; returns the gradient's norm before clipping, not finite where no step was taken.
 
         In fp16 the loss scale is lowered then.
         """
+        norm = self._in_backward.end() if self._in_backward is not None else self._step(max_norm, loss)
+        self._prepared.scheduler.step()
+        return norm if loss is None else norm.masked_fill(~torch.isfinite(loss), math.nan)
+
+    def _step(self, max_norm: float | None, loss: torch.Tensor | None) -> torch.Tensor:
         model, optimizer = self._prepared.model, self._prepared.optimizer
         self._scaler.unscale_(optimizer)
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
@@ -96,7 +114,6 @@ class SingleStrategy:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         step_unless(~torch.isfinite(norm), optimizer)
         self._scaler.update()
-        self._prepared.scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
 

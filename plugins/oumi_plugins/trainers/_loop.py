@@ -24,7 +24,6 @@ from oumi_plugins.trainers._batches import Batch, Batches
 from oumi_plugins.trainers._checkpoint import Checkpoints, Progress
 from oumi_plugins.trainers._memory import memory_errors
 from oumi_plugins.trainers._numerics import FREE, Attempt, Guard
-from oumi_plugins.trainers._recomputing import recompute_activations
 from oumi_plugins.trainers._retention import Retention, save_is_due
 
 _log = logging.getLogger("oumi_plugins.trainers.loop")
@@ -146,8 +145,6 @@ class Loop:
 
     def _prepare_model(self) -> None:
         training = self.training
-        if training.enable_gradient_checkpointing:
-            recompute_activations(self.model, {"use_reentrant": False} | training.gradient_checkpointing_kwargs)
         if training.compile:
             self.objective.compile()
         if training.log_model_summary:

@@ -27,6 +27,7 @@ from oumi_plugins.trainers._parameters import parameter_groups
 from oumi_plugins.trainers._preparation import Preparation
 from oumi_plugins.trainers._preview import lengths_of, previews, tokens_of
 from oumi_plugins.trainers._retention import Retention, check_load_best
+from oumi_plugins.trainers._savings import check_savings, save_memory
 from oumi_plugins.trainers.sft import SftParams
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
@@ -41,6 +42,7 @@ class SftTrainer:
         self._params, self._tokenizer, self._run = params, tokenizer, run
         self._retention = Retention(params.save_total_limit, params.load_best_model_at_end)
         check_load_best(run.config, self._retention)
+        check_savings(run.config.training, params)
         ignore = run.config.training.label_ignore_index
         self._ignore = IGNORE if ignore is None else ignore
 
@@ -91,6 +93,7 @@ class SftTrainer:
 
     def rehearse(self, session: Session, skeleton: nn.Module) -> Estimate:
         """Do what training does before its first step, and estimate what it needs."""
+        save_memory(session, self._params)
         notes = Loop(session, Unasked(self._ignore), self._retention).rehearse()
         return estimate(session, skeleton, self._params.save_total_limit, notes)
 
@@ -101,6 +104,7 @@ class SftTrainer:
         allowed = self._params.max_skipped_steps
         allowed = MAX_SKIPPED if allowed is None else allowed
         allowed = allowed if self._params.on_nonfinite == "skip" else 0
+        save_memory(session, self._params)
         return Loop(session, self, self._retention, allowed).train()
 
     def evaluate(self, session: Session) -> Mapping[str, float]:
