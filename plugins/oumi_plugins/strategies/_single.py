@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from oumi_kernel import CheckpointError, ConfigError, Problem
@@ -153,8 +153,23 @@ class SingleStrategy:
         Raises:
             CheckpointError: A file cannot be read, or its state is that of other parameters or settings.
         """
+        self._restore(directory, load_file)
+
+    def check(self, directory: Path) -> None:
+        """Raise what `load` would, without reading a tensor, and go on as if nothing had been read.
+
+        Raises:
+            CheckpointError: As `load` does.
+        """
+        parts = self._prepared.optimizer, self._prepared.scheduler, self._scaler
+        before = [part.state_dict() for part in parts]
+        self._restore(directory, _without_numbers)
+        for part, state in zip(parts, before, strict=True):
+            part.load_state_dict(state)
+
+    def _restore(self, directory: Path, read: Callable[[Path], Mapping[str, torch.Tensor]]) -> None:
         try:
-            tensors = load_file(directory / TENSORS)
+            tensors = read(directory / TENSORS)
             record = json.loads((directory / SCALARS).read_bytes())
             schedule = json.loads((directory / SCHEDULE).read_bytes())
             self._restore_optimizer(tensors, record, directory)
@@ -166,13 +181,13 @@ class SingleStrategy:
 
     def _restore_optimizer(self, tensors: Mapping[str, Any], record: Mapping[str, Any], directory: Path) -> None:
         optimizer = self._prepared.optimizer
+        if record["optimizer"] != type(optimizer).__name__:
+            message = f"the optimizer's state in {directory} is that of {record['optimizer']}."
+            raise CheckpointError(f"{message} Name that optimizer, or train anew.")
         now = optimizer.state_dict()["param_groups"]
         groups = [_like(saved, current) for saved, current in zip(record["param_groups"], now, strict=False)]
         if [group.get("param_names") for group in groups] != [group.get("param_names") for group in now]:
             raise CheckpointError(f"the optimizer's state in {directory} is that of other parameters.")
-        if record["optimizer"] != type(optimizer).__name__:
-            message = f"the optimizer's state in {directory} is that of {record['optimizer']}."
-            raise CheckpointError(f"{message} Name that optimizer, or train anew.")
         indices = {name: index for index, name in _names(now).items()}
         state: dict[int, dict[str, Any]] = {indices[name]: dict(values) for name, values in record["state"].items()}
         for key, tensor in tensors.items():
@@ -188,6 +203,12 @@ class SingleStrategy:
 def _names(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """Return the optimizer's index of each parameter with the parameter's name."""
     return {i: name for group in groups for i, name in zip(group["params"], group["param_names"], strict=True)}
+
+
+def _without_numbers(file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file without their elements; such as have no dimension are zero."""
+    with safe_open(file, "pt") as opened:
+        return {name: torch.zeros([0] * len(opened.get_slice(name).get_shape())) for name in opened.keys()}  # noqa: SIM118
 
 
 def _like(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:

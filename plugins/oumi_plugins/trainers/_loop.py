@@ -109,15 +109,15 @@ class Loop:
         self.session.kernel.train_start(self.session.run, self.plan, self.progress.step)
         self.clock, self.clock_tokens = time.perf_counter(), self.progress.tokens
 
-    def rehearse(self) -> list[str]:
-        """Do what `train` does before its first step, but read no weights; return what there is to say about it."""
+    def rehearse(self, skeleton: Any) -> tuple[list[str], list[str]]:
+        """Do what `train` does before its first step but read no weights; return what to say, and what is unchecked."""
         self._prepare_model()
-        found = self.checkpoints.find(self.progress.order)
+        found = self.checkpoints.rehearse(self.progress.order, skeleton)
         next(self.batches.windows(0, 0))
         if self._evaluates():
             next(iter(self.batches.of("validation")))
             self.session.build_metrics()
-        return [f"goes on from {found[0]}, step {found[1].step} of {self.plan.total_steps}."] if found else []
+        return found
 
     def evaluate(self) -> dict[str, float] | None:
         """Return `eval_loss`, a sum of token losses over their number, and the metrics' figures; None if stopped."""
