@@ -18,9 +18,16 @@ from safetensors.torch import load_file, save_file
 from oumi_kernel import CheckpointError, ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.contracts import Prepared, Run
-from oumi_plugins.strategies._cpu import faster_matmul, keep_freed_memory, restore_matmul
+from oumi_plugins.strategies._cpu import (
+    faster_matmul,
+    give_freed_memory_back,
+    is_glibc,
+    keep_freed_memory,
+    restore_matmul,
+)
 from oumi_plugins.strategies._in_backward import InBackward
 from oumi_plugins.strategies._stepping import step_unless
+from oumi_plugins.trainers.memory import memory_errors
 
 TENSORS = "optimizer.safetensors"
 SCALARS = "optimizer.json"
@@ -43,6 +50,7 @@ class SingleStrategy:
         self._scaler = torch.amp.GradScaler(enabled=precision is MixedPrecisionDtype.FP16)
         self._matmul: str | None = None
         self._in_backward: InBackward | None = None
+        self.keeps_freed_memory = False
         self._prepared = Prepared(model=None, optimizer=None, scheduler=None)
 
     def setup(self) -> None:
@@ -55,11 +63,17 @@ class SingleStrategy:
         torch.use_deterministic_algorithms(deterministic)
         if self.device.type == "cpu":
             self._matmul = faster_matmul()
-            keep_freed_memory()
+            self._keep_memory(not self._training.enable_gradient_checkpointing)
 
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
-        """Move the model to the device, then build the optimizer over its parameters there."""
-        model.to(self.device)
+        """Move the model to the device, then build the optimizer over its parameters there.
+
+        Raises:
+            OutOfMemoryError: The device has no room for the weights.
+        """
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        with memory_errors(lambda: {"weights": size}):
+            model.to(self.device)
         optimizer, scheduler = build(model)
         self._prepared = Prepared(model=model, optimizer=optimizer, scheduler=scheduler)
         return self._prepared
@@ -88,6 +102,8 @@ class SingleStrategy:
     def step_in_backward(self) -> None:
         """From now on step each parameter in `backward`, when its gradient is complete; `step` then steps none."""
         self._in_backward = InBackward(self._prepared.optimizer)
+        if self.device.type == "cpu":
+            self._keep_memory(False)
 
     @property
     def steps_in_backward(self) -> bool:
@@ -116,6 +132,11 @@ class SingleStrategy:
         self._scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _keep_memory(self, keep: bool) -> None:
+        """Keep freed memory for speed, unless the configuration asks for something that needs less memory."""
+        self.keeps_freed_memory = keep and is_glibc()
+        keep_freed_memory() if keep else give_freed_memory_back()
 
     def reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values: they are the sum already."""
