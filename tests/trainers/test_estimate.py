@@ -23,6 +23,7 @@ from oumi_kernel.rehearsal import Estimate
 from oumi_kernel.run import run_training
 from tests.conftest import QUICKSTART
 
+RECOMPUTED = "--training.enable_gradient_checkpointing"
 Start = Callable[..., Any]
 
 
@@ -250,3 +251,28 @@ def test_the_peak_is_that_of_a_real_run_within_a_fifth(tmp_path: Path, name: str
     assert found.peak_bytes > 200 * 2**20
     real = measured(config) - libraries
     assert found.peak_bytes == pytest.approx(real, rel=0.2)
+
+
+def test_what_does_not_fit_is_said_with_the_largest_part_and_settings_that_would(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import oumi_plugins.trainers._estimate as module
+
+    flags = ("--training.per_device_train_batch_size=8", "--training.optimizer=sgd")
+    plain, again = (estimated(config, *flags, *more).estimate_of_run for more in ((), (RECOMPUTED,)))
+    assert again.peak_bytes < plain.peak_bytes
+    monkeypatch.setattr(module, "free_memory", lambda: ("cpu", again.peak_bytes))
+    largest, fitting = estimated(config, *flags).estimate_of_run.notes
+    assert "The most is activations and logits: lower training.per_device_train_batch_size" in largest
+    assert "it would fit with training.enable_gradient_checkpointing: true: " in fitting
+    assert not estimated(config, *flags, RECOMPUTED).estimate_of_run.notes
+    monkeypatch.setattr(module, "free_memory", lambda: ("cpu", 1000))
+    assert "neither gradient checkpointing nor" in estimated(config, *flags).estimate_of_run.notes[1]
+
+
+def test_gradients_that_are_freed_one_by_one_are_counted_so(config: Path) -> None:
+    flags = ("--training.max_grad_norm=null", RECOMPUTED)
+    at_once = estimated(config, *flags)
+    one_by_one = estimated(config, *flags, "--training.trainer_kwargs.optimizer_in_backward")
+    assert one_by_one.bytes_of("gradients") < at_once.bytes_of("gradients") / 2
+    assert one_by_one.estimate_of_run.peak_bytes < at_once.estimate_of_run.peak_bytes
