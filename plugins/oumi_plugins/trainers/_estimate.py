@@ -13,7 +13,7 @@ With `P` the model's parameters (tied ones once) and `T` those that train:
 At the peak, weights and optimizer state are there, and the most that the micro-batch had at one time, gradients among
 it. On a CPU, where the strategy has glibc keep what is freed, what is kept does not fit all that comes: `KEPT` of all
 but the weights comes on top, as it was measured. A checkpoint is written from a copy of the weights or of the
-optimizer's state, when there are no activations.
+optimizer's state, when there are no activations, and from memory that was kept.
 """
 
 from __future__ import annotations
@@ -64,18 +64,19 @@ def estimate(
         batch = session.collators["train"](_largest(session.examples["train"], settings))
         return simulate(skeleton, batch, settings, params, asked)
 
-    def changing(usage: Usage | str, settings: TrainingParams) -> int:
+    def stepping(usage: Usage | str) -> int:
         most = max(usage.forward, usage.backward) if isinstance(usage, Usage) else _bytes(trained)
-        return (state or 0) + max(most, _saving(settings, weights, state or 0))
+        return (state or 0) + most
 
     def peak_with(settings: TrainingParams) -> int | None:
         usage = simulated(settings)
         keeps = keeps_freed and not settings.enable_gradient_checkpointing
-        return weights + round((1 + KEPT * keeps) * changing(usage, settings)) if isinstance(usage, Usage) else None
+        step, saving = stepping(usage), (state or 0) + _saving(settings, weights, state or 0)
+        return weights + max(step + round(KEPT * keeps * step), saving) if isinstance(usage, Usage) else None
 
     usage, keeps_freed = simulated(training), getattr(session.strategy, "keeps_freed_memory", False)
-    kept = round(KEPT * changing(usage, training)) if keeps_freed else 0
-    peak = weights + changing(usage, training) + kept
+    kept = round(KEPT * stepping(usage)) if keeps_freed else 0
+    peak = weights + max(stepping(usage) + kept, (state or 0) + _saving(training, weights, state or 0))
     gradients, passes = _gradients(trained, params), _passes(usage, sum(len(one["input_ids"]) for one in examples))
     device, free = free_memory()
     if free is not None and peak > free:
