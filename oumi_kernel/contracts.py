@@ -181,6 +181,10 @@ class Strategy(Protocol):
         """Return the context of a forward pass: autocast, or nothing."""
         ...
 
+    def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return `function(*arguments)`, which computes with the model's parameters, as this strategy computes."""
+        ...
+
     def backward_context(self, *, last: bool) -> AbstractContextManager[Any]:
         """Return the context of one micro-batch's backward: gradients are exchanged only for the `last` one."""
         ...
@@ -192,12 +196,12 @@ class Strategy(Protocol):
     def step(self, max_norm: float | None, loss: Any = None) -> Any:
         """Clip to `max_norm` (None: do not), step optimizer and schedule, clear gradients.
 
-        Where the gradient or `loss` is not finite, on any process, weights and optimizer stay as they are, and only
+        Where the gradient or `loss` is not finite, weights and optimizer stay as they are, and only
         the schedule moves. No process should wait for its device to find that out.
 
         Args:
             max_norm: Norm to which the whole gradient is clipped.
-            loss: This process's part of the step's loss, a scalar tensor on the device; None: it is not looked at.
+            loss: The step's loss over all processes, a scalar tensor on the device; None: it is not looked at.
 
         Returns:
             The norm of the whole gradient before clipping, as a scalar tensor on the device; not finite, on every
@@ -286,7 +290,7 @@ class Trainer(Protocol):
         ...
 
     def parameter_groups(self, model: Any) -> Sequence[dict[str, Any]]:
-        """Return optimizer parameter groups of the trainable parameters: `params` as (name, tensor), `weight_decay`."""
+        """Return groups of what trains: `params` as (name, tensor), `weight_decay`, `kind` (weights, head or rest)."""
         ...
 
     def train(self, session: Session) -> Summary:

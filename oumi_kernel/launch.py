@@ -1,12 +1,59 @@
-"""Processes: which one this is."""
+"""Processes: which one this is, how many there are to be, and who of them failed first.
+
+A run of several processes is started by its strategy (hook `oumi_launch`), or by a launcher such as torchrun, whose
+variables say which process this is.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
 
 from oumi_kernel.contracts import World
 from oumi_kernel.errors import ConfigError
+
+LAUNCH = "OUMI_LAUNCH"
+"""Set for processes that `oumi run` started: the folder in which each leaves its process number, and the first that
+fails the reason."""
+
+BEGAN = "began"
+"""A file in that folder, written once."""
+
+
+class Processes(msgspec.Struct, frozen=True, kw_only=True):
+    """How many processes a run is to have, and how those of several machines find each other.
+
+    Attributes:
+        per_node: Processes on this machine.
+        nodes: Machines.
+        node_rank: Which of them this is, from 0.
+        rendezvous: `host:port` of the first machine; empty on a single one.
+        max_restarts: How often all processes are started anew after one failed.
+    """
+
+    per_node: int
+    nodes: int = 1
+    node_rank: int = 0
+    rendezvous: str = ""
+    max_restarts: int = 0
+
+    @property
+    def size(self) -> int:
+        """Processes on all machines."""
+        return self.per_node * self.nodes
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a process ended: its rank, what is said to the user, and the exit code."""
+
+    rank: int
+    text: str
+    exit_code: int
 
 
 def world_from(environment: Mapping[str, str] = os.environ) -> World:
@@ -24,3 +71,50 @@ def world_from(environment: Mapping[str, str] = os.environ) -> World:
     except ValueError as error:
         message = f"RANK, LOCAL_RANK and WORLD_SIZE in the environment must be whole numbers: {error}."
         raise ConfigError(message) from error
+
+
+def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a launcher started this process."""
+    return "RANK" in environment and "WORLD_SIZE" in environment
+
+
+def command_of_this_process() -> list[str]:
+    """Return the command that does what this process was asked to do."""
+    return [sys.executable, "-m", "oumi_kernel", *sys.argv[1:]]
+
+
+def report_to_launcher(text: str, exit_code: int) -> bool:
+    """Leave why this process ends to whoever started it; return whether that was asked for."""
+    folder = os.environ.get(LAUNCH)
+    if not folder:
+        return False
+    failure = Failure(rank=world_from().rank, text=text, exit_code=exit_code)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    place = Path(folder) / f"failure_{int(attempt):06}.json"
+    with suppress(FileExistsError), place.open("xb") as file:  # the others fail because of the first
+        file.write(msgspec.json.encode(failure))
+    return True
+
+
+def restarted_after() -> float | None:
+    """Return when the run began, in seconds of the system's clock, if a launcher started this process anew; else None.
+
+    What was saved since is the run's own. It is 0 where the launcher does not say.
+    """
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    folder = os.environ.get(LAUNCH)
+    return (Path(folder) / BEGAN).stat().st_mtime if folder else 0.0
+
+
+def first_failure(folder: Path) -> Failure | None:
+    """Return the first failure of the last attempt; None if no process said why it ended."""
+    found = sorted(folder.glob("failure_*.json"))
+    return msgspec.json.decode(found[-1].read_bytes(), type=Failure) if found else None
+
+
+def listen_to_launcher() -> None:
+    """Tell whoever started this process which one it is, so that a request to stop can be passed on."""
+    folder = os.environ.get(LAUNCH)
+    if folder:
+        (Path(folder) / f"process_{world_from().local_rank}").write_text(str(os.getpid()))

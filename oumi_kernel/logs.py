@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
@@ -54,9 +55,14 @@ def logging_to(run: Run, *, to_file: bool = True) -> Generator[None]:
         logging.getLogger(name).setLevel(level)
     for handler in handlers:
         logging.getLogger().addHandler(handler)
+    shown_by = warnings.showwarning
+    logging.captureWarnings(True)  # as records of py.warnings
+    is_ours = warnings.showwarning is not shown_by
     try:
         yield
     finally:
+        if is_ours:
+            logging.captureWarnings(False)
         for handler in handlers:
             logging.getLogger().removeHandler(handler)
             handler.close()

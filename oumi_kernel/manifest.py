@@ -27,17 +27,19 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class PreparedData(msgspec.Struct, frozen=True, kw_only=True):
-    """The data of a run, ready to be trained on.
+    """What a run begins with: its data, ready to be trained on, and which weights.
 
     Attributes:
         examples: Split -> prepared examples.
         rows: Split -> rows that they were prepared from.
         fingerprints: Split -> digest of the examples in their order; None where they have none.
+        weights: File, or other part -> digest of the model's weights; empty where they are not known.
     """
 
     examples: Mapping[str, Sequence[Any]]
     rows: Mapping[str, int]
     fingerprints: Mapping[str, str | None]
+    weights: Mapping[str, str] = {}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -59,6 +61,7 @@ def run_record(loaded: LoadedConfig, components: Iterable[Entry], data: Prepared
         rows=dict(data.rows),
         examples=data.counts,
         fingerprints=dict(data.fingerprints),
+        weights=dict(data.weights),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from oumi_kernel.contracts import Run
 from oumi_kernel.errors import ConfigError, Problem
@@ -73,7 +73,8 @@ def version_differences(record: RunRecord, entries: Sequence[Entry]) -> Iterator
 
 
 def data_difference(record: RunRecord, now: PreparedData) -> str:
-    """Return a text that cannot be overlooked, if a split's prepared examples are not those of the recorded run."""
+    """Return a text that cannot be overlooked, if examples or the model's weights are not those of the recorded run."""
+    weights = list(_other_weights(record.weights, now.weights))
     lines: list[str] = []
     for split in dict.fromkeys((*record.fingerprints, *now.fingerprints)):
         before, after = record.fingerprints.get(split), now.fingerprints.get(split)
@@ -84,7 +85,16 @@ def data_difference(record: RunRecord, now: PreparedData) -> str:
                 for what, then, count in (("rows", record.rows, now.rows), ("examples", record.examples, now.counts))
                 if then.get(split) != count.get(split)
             ]
-    return _framed(["THE DATA IS NOT THAT OF THE RECORDED RUN. This is no repeat of it.", *lines]) if lines else ""
+    what = " AND ".join(name for name, found in (("DATA", lines), ("WEIGHTS", weights)) if found)
+    title = f"OTHER {what} THAN IN THE RECORDED RUN. This is no repeat of it."
+    return _framed([title, *lines, *weights]) if what else ""
+
+
+def _other_weights(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is other about the weights; nothing where they are not known, such as of random ones."""
+    for part in dict.fromkeys((*then, *now)) if then and now else ():
+        if then.get(part) != now.get(part):
+            yield f"the model's {part}: {_short(then.get(part))} then, {_short(now.get(part))} now"
 
 
 def _framed(lines: Sequence[str]) -> str:

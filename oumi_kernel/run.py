@@ -105,6 +105,7 @@ def _train(kernel: Kernel, run: Run, loaded: LoadedConfig, stop: Stop) -> Summar
 
 def prepare(kernel: Kernel, strategy: Strategy, run: Run) -> Stage:
     """Load, mix and prepare every split, before the model takes memory and before any process group can time out."""
+    kernel.before_model(run)
     tokenizer = kernel.build_tokenizer(run)
     trainer = kernel.build_trainer(tokenizer, run)
     examples: dict[str, Any] = {}
@@ -120,6 +121,7 @@ def prepare(kernel: Kernel, strategy: Strategy, run: Run) -> Stage:
         examples=examples,
         rows={name: len(rows) for name, rows in mixed.items()},
         fingerprints={name: fingerprint(prepared) for name, prepared in examples.items()},
+        weights=kernel.weights(run) if run.world.is_main else {},
     )
     return Stage(
         run=run,
@@ -223,8 +225,12 @@ def _report_failure(kernel: Kernel, run: Run, error: BaseException) -> None:
     }
     if isinstance(error, OumiError) and error.details:
         record["details"] = error.details
+    place = run.output_dir / "failure.json"
     try:
         kernel.train_error(run, error)
-        write_json(run.output_dir / "failure.json", record)
+        if run.world.size > 1 and place.exists():  # another process failed first, and this one because of it
+            _log.error("process %d ends: %s", run.world.rank, error)
+        else:
+            write_json(place, record)
     except OumiError as second:
         error.add_note(f"While this was reported: {second}")

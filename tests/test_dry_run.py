@@ -88,6 +88,7 @@ BAD: dict[str, tuple[int, tuple[str, ...]]] = {
     "attention that is not installed": (2, ("--model.attn_implementation=flash_attention_2",)),
     "a pattern without a match": (2, ('--model.freeze_layers=["nothing"]',)),
     "weights that cannot be trained": (2, ("--model.torch_dtype_str=uint8",)),
+    "kernels without a GPU": (2, ("--model.enable_liger_kernel=true",)),
     "fp16 without a GPU": (2, ("--training.mixed_precision_dtype=fp16",)),
     "an optimizer that refuses": (2, ("--training.optimizer=sgd", "--training.optimizer_kwargs.nesterov=true")),
     "a schedule that refuses": (
@@ -136,6 +137,13 @@ def test_the_verdict_on_what_does_not_run_is_that_of_the_run(folder: Path, name:
     assert verdicts(*flags) == (code, code)
 
 
+def test_rows_without_an_answer_are_not_said_to_be_too_long(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verdicts(f"{DATA}.dataset_path=./no_answer.jsonl") == (4, 4)
+    text = capsys.readouterr().err
+    assert text.count("0 of 1 rows have a supervised token, at any length. Check the roles of the turns") == 2
+    assert "max_length" not in text
+
+
 def _no_weights(model: Path) -> None:
     (model / "model.safetensors").unlink()
 
@@ -165,7 +173,7 @@ def test_a_checkpoint_of_another_order_is_refused_and_a_fitting_one_is_named(
     small = ("--training.per_device_train_batch_size=4", "--training.output_dir=first")
     assert main(["run", "train.yaml", *small, "--training.save_steps=1"]) == 0
     resume = "--training.resume_from_checkpoint=first/checkpoint-1"
-    assert verdicts(resume, "--training.max_steps=2") == (6, 6)
+    assert verdicts(resume, small[0], "--training.max_steps=2", "--training.data_seed=1") == (6, 6)
     capsys.readouterr()
     assert main(["run", "train.yaml", "--dry-run", small[0], resume, "--training.max_steps=2"]) == 0
     assert re.search(r"note +goes on from first/checkpoint-1, step 1 of 2\.", capsys.readouterr().out)
@@ -292,6 +300,16 @@ def test_a_row_is_shown_raw_rendered_and_by_token_with_the_supervised_ones_marke
     assert "example 1" not in text
 
 
+def test_data_cannot_steer_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "red\x1b[31m bell\x07 back\u202e\x9b wide\u3000tab\tline\nend"
+    row = {"messages": [{"role": "user", "content": words}, {"role": "assistant", "content": "Yes."}]}
+    (folder / "rows.jsonl").write_text(json.dumps(row))
+    text = report(capsys, "--rows=1")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert "red\\x1b[31m bell\\x07 back\\u202e" in text
+    assert re.search("wide\u3000tab +line\nend", text)
+
+
 def test_the_supervised_tokens_are_in_colour_on_a_terminal(folder: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -372,7 +390,6 @@ class Plain:
     def plan(self, examples): ...
     def parameter_groups(self, model): ...
     def train(self, session): ...
-    def evaluate(self, session): ...
 class Trainer(Component):
     @hookimpl
     def oumi_build_trainer(self): return Plain()
@@ -404,3 +421,11 @@ def test_the_first_batch_is_written_to_the_log_when_asked_for(folder: Path) -> N
     log = (folder / "out/logs/rank_0.log").read_text()
     shown = re.findall(r"example (\d+): 1:<\|im_start\|> .*\[2:<\|im_end\|>\]", log)
     assert len(set(shown)) == 3
+
+
+def test_a_dry_run_for_two_processes_counts_the_examples_of_both(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--nproc", "2", "--training.per_device_train_batch_size=3", "--training.gradient_accumulation_steps=2"]
+    assert main(["run", "train.yaml", "--dry-run", *flags]) == 0
+    assert "12 examples = 3 x 2 accumulated x 2 processes" in capsys.readouterr().out

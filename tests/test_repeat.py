@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,16 @@ def test_where_the_configuration_was_moved_too_its_paths_are_read_beside_the_rec
     moved = beside.rename(tmp_path / "moved")
     (moved / "run.json").write_bytes((first / "run.json").read_bytes())
     assert weights(train(moved / "run.json", "second")) == weights(first)
-    assert f"the folder {beside}, beside which the run read ./name, is not here" in warnings_of(
-        moved / "run.json", capsys
-    )
+    said = warnings_of(moved / "run.json", capsys)
+    assert f"the folder {beside}, beside which the run read ./name, is not here" in said
+    assert f"looked for in {moved}, then in the current folder" in said
+
+
+def test_a_folder_that_no_name_is_read_beside_may_be_gone(beside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = train(configuration(beside), "first") / "run.json"
+    tree = json.loads(record.read_text().replace('"./', f'"{beside}/'))
+    record.write_text(json.dumps(tree | {"folder": "/nowhere"}))
+    assert warnings_of(record, capsys) == f"{record}: valid\n"
 
 
 def test_a_repeat_does_not_overwrite_the_run_unless_it_is_told_to(beside: Path) -> None:
@@ -181,7 +189,7 @@ def test_other_data_is_said_whatever_the_log_level(beside: Path, caplog: pytest.
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
     assert len(said) == 2  # before training and after it, when its lines have scrolled away
     then, now = (json.loads((Path(name) / "run.json").read_text()) for name in ("first", "second"))
-    assert "THE DATA IS NOT THAT OF THE RECORDED RUN" in said[0]
+    assert "OTHER DATA THAN IN THE RECORDED RUN" in said[0]
     assert f"{then['fingerprints']['train'][:16]} then, {now['fingerprints']['train'][:16]} now" in said[0]
     assert "data.train: 20 rows then, 19 now" in said[0]
 
@@ -189,6 +197,27 @@ def test_other_data_is_said_whatever_the_log_level(beside: Path, caplog: pytest.
 def test_the_same_data_is_not_said(beside: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(train(configuration(beside), "first") / "run.json", "second")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_other_weights_under_the_same_name_are_said(beside: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from safetensors.torch import load_file, save_file
+
+    config = configuration(beside)
+    (beside / "model").unlink()
+    shutil.copytree(QUICKSTART / "model", beside / "model")
+    first = train(config, "first")
+    train(first / "run.json", "same")
+    assert not [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    tensors = load_file(beside / "model/model.safetensors")
+    tensors["model.norm.weight"][3] += 0.001
+    save_file(tensors, beside / "model/model.safetensors", {"format": "pt"})
+    train(first / "run.json", "other")
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
+    then, now = (json.loads((Path(name) / "run.json").read_text())["weights"] for name in ("first", "other"))
+    assert len(said) == 2
+    assert "OTHER WEIGHTS THAN IN THE RECORDED RUN" in said[0]
+    assert f"model.safetensors: {then['model.safetensors'][:16]} then, {now['model.safetensors'][:16]} now" in said[0]
+    assert then["config.json"] == now["config.json"]
 
 
 METRIC = "def constant(predictions, labels) -> float:\n    return 1.0\n"

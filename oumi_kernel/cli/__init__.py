@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+_BUG = "This is a bug in oumi-kernel or a plugin, not in what you wrote. Please report the lines above.\n"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
@@ -42,6 +44,7 @@ def _answer(words: list[str]) -> int:
 def _guarded(words: list[str]) -> int:
     from oumi_kernel.cli.application import UsageError, dispatch
     from oumi_kernel.errors import OumiError
+    from oumi_kernel.launch import report_to_launcher
 
     try:
         return dispatch(words)
@@ -49,17 +52,18 @@ def _guarded(words: list[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except OumiError as error:
-        sys.stderr.write(_message(error))
+        text = _message(error)
+        if not report_to_launcher(text, error.exit_code):
+            sys.stderr.write(text)
         return error.exit_code
     except BrokenPipeError:
         raise
     except Exception:  # noqa: BLE001 - the last place that can say whose fault it is
         import traceback
 
-        traceback.print_exc()
-        sys.stderr.write(
-            "This is a bug in oumi-kernel or a plugin, not in what you wrote. Please report the lines above.\n"
-        )
+        text = traceback.format_exc() + _BUG
+        if not report_to_launcher(text, 1):
+            sys.stderr.write(text)
         return 1
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from oumi_kernel.cli.commands import COMMANDS, GROUPS, Command
-from oumi_kernel.loading import split_overrides
+from oumi_kernel.loading import Override, split_overrides
 
 _ABOUT = "Fine-tune language models from one YAML file. Everything that trains is a plugin."
 _START = (
@@ -56,12 +56,22 @@ def dispatch(words: Sequence[str]) -> int:
         function, bound, unparsed = application().parse_args(rest, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         called = " ".join(("oumi", *(error.command_chain or ())))
-        raise UsageError(f"{error}\nRun '{called} --help' to see what it takes.") from error
+        hint = _unquoted(words, overrides, rest)
+        raise UsageError(f"{error}\n{hint}Run '{called} --help' to see what it takes.") from error
     if "overrides" in unparsed:
         bound.arguments["overrides"] = tuple(overrides)
     elif overrides and function.__name__ != "help_print":
         raise UsageError(f"this command takes no configuration keys: remove {overrides[0].flag}.")
     return int(function(*bound.args, **bound.kwargs) or 0)
+
+
+def _unquoted(words: Sequence[str], overrides: Sequence[Override], rest: Sequence[str]) -> str:
+    """Return what to say where a word follows a key's value, as if it belonged to it."""
+    flags = {override.flag for override in overrides}
+    for flag, value, word in zip(words, words[1:], words[2:], strict=False):
+        if f"{flag} {value}" in flags and word in rest and not word.startswith("-"):
+            return f"If '{word}' belongs to the value of {flag}, put it in quotes: {flag} '{value} {word}'.\n"
+    return ""
 
 
 def _app(name: str, about: str, epilogue: str = "") -> App:

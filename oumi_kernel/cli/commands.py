@@ -37,6 +37,11 @@ GROUPS = {
 }
 """First words that several commands share."""
 
+_LAUNCHING: dict[str, tuple[str, ...]] = {
+    name: ("auto",) if name == "--nproc" else ()
+    for name in ("--nproc", "--nnodes", "--node-rank", "--rdzv", "--max-restarts")
+}
+
 OVERRIDES = "[--SECTION.KEY VALUE]..."
 
 COMMANDS = (
@@ -44,16 +49,17 @@ COMMANDS = (
         words=("run",),
         target="oumi_kernel.cli.run:run",
         summary="Train as a configuration says.",
-        usage=f"oumi run CONFIG [--dry-run [--rows N]] [--plugin FILE.py:NAME]... {OVERRIDES}",
+        usage=f"oumi run CONFIG [--nproc N] [--dry-run [--rows N]] [--plugin FILE.py:NAME]... {OVERRIDES}",
         examples=(
             "oumi run quickstart",
             "oumi run train.yaml --training.learning_rate 5e-5 --training.max_steps 100",
             "oumi run train.yaml --data.train.datasets[0].sample_count 2000",
+            "oumi run train.yaml --nproc 4",
             "oumi run train.yaml --dry-run --rows 5",
             "oumi run output/run.json --training.output_dir output_repeat",
             "oumi run train.yaml --plugin ./my_metric.py:bleu --training.metrics_function bleu",
         ),
-        options={"--dry-run": (), "--rows": (), "--plugin": ()},
+        options={"--dry-run": (), "--rows": (), "--plugin": (), **_LAUNCHING},
         argument="file",
         overrides=True,
     ),
@@ -63,7 +69,7 @@ COMMANDS = (
         summary="The same as run, with the configuration as an option.",
         usage=f"oumi train -c CONFIG [--dry-run [--rows N]] [--plugin FILE.py:NAME]... {OVERRIDES}",
         examples=("oumi train -c train.yaml --training.output_dir output/second",),
-        options={"--config": (), "-c": (), "--dry-run": (), "--rows": (), "--plugin": ()},
+        options={"--config": (), "-c": (), "--dry-run": (), "--rows": (), "--plugin": (), **_LAUNCHING},
         overrides=True,
     ),
     Command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import category
 
 import msgspec
 from rich.console import Console
@@ -113,7 +114,7 @@ class Printed:
 
     def _block(self, heading: str, content: str | Text) -> None:
         self._console.print(Text(f"  {heading}", style=TITLE))
-        self._console.print(content)
+        self._console.print(_harmless(content) if isinstance(content, str) else content)
 
 
 def _size(count: float) -> str:
@@ -121,6 +122,12 @@ def _size(count: float) -> str:
     while count >= 1024 and unit < len(UNITS) - 1:
         count, unit = count / 1024, unit + 1
     return f"{count:.1f} {UNITS[unit]}" if unit else f"{count:.0f} bytes"
+
+
+def _harmless(text: str) -> str:
+    """Return text of the data without what would steer a terminal or hide other text."""
+    escaped = (c if c in "\n\t" or category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escaped)
 
 
 def _json(row: Mapping[str, Any]) -> str:

@@ -55,6 +55,13 @@ def _libraries() -> Iterator[tuple[str, str]]:
         yield name, version_of(name) or "not installed"
 
 
+def gpus() -> int:
+    """Return how many GPUs torch can use, 0 if it cannot be asked."""
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    return int(done.stdout) if done.returncode == 0 else 0
+
+
 def _devices() -> Iterator[tuple[str, str]]:
     """Ask a process of its own, so that the kernel stays free of torch and survives one that crashes on import."""
     done = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)  # noqa: S603

@@ -63,7 +63,8 @@ class ModelParams(Params):
     """Further variables for the chat template, such as enable_thinking. One that it never reads is an error."""
 
     attn_implementation: str | None = None
-    """How attention is computed: sdpa, eager, flash_attention_2, or a kernel from the hub. Null: the model's choice."""
+    """How attention is computed: sdpa, eager, flash_attention_2, flex_attention, a kernel from the hub, or a name that
+    a plugin registers. Null: the model's choice."""
 
     device_map: str | None = "auto"
     """Where weights are placed: auto or null leave it to the strategy."""
@@ -75,7 +76,10 @@ class ModelParams(Params):
     """Whether to put Liger's fused kernels into the model. Needs a GPU and the extra `liger`."""
 
     kernel_kwargs: dict[str, Any] = {}
-    """Parameters of the kernel that is switched on."""
+    """Parameters of the kernel that `enable_liger_kernel` switches on."""
+
+    kernels: dict[str, dict[str, Any]] = {}
+    """Further kernels to put into the model, by name, each with its parameters: `{my_kernel: {}}`."""
 
     shard_for_eval: bool = False
     """Whether evaluation harnesses may spread the model over devices. Training does not use it."""
@@ -90,7 +94,10 @@ class ModelParams(Params):
     """The parser of tool calls that an inference engine uses. Training does not use it."""
 
     def check(self) -> Iterator[tuple[str, str]]:
-        """Refuse processor arguments that repeat a key of this section."""
+        """Refuse processor arguments that repeat a key of this section, and a kernel that is named twice."""
         taken = sorted(set(self.processor_kwargs) & set(self.__struct_fields__))
         if taken:
             yield "processor_kwargs", f"repeats keys of `model`: {', '.join(taken)}; set them there."
+        for name in self.kernels:
+            if getattr(self, f"enable_{name}_kernel", False):
+                yield f"kernels.{name}", f"enable_{name}_kernel names this kernel too; keep one of the two."

@@ -176,7 +176,7 @@ def keys_wait_for_their_switch(config: TrainingConfig) -> Iterator[Problem]:
         ),
         "training.logging_dir": (not training.enable_tensorboard, "training.enable_tensorboard is false"),
         "training.metrics_kwargs": (training.metrics_function is None, "training.metrics_function is null"),
-        "model.kernel_kwargs": (not model.enable_liger_kernel, "no kernel is on"),
+        "model.kernel_kwargs": (not model.enable_liger_kernel, "model.enable_liger_kernel is false"),
     }
     for path, (is_off, reason) in idle.items():
         section, _, key = path.rpartition(".")

@@ -44,3 +44,13 @@ VOCABULARY: dict[str, frozenset[str]] = {
     "kernels": frozenset({"liger"}),
     "trackers": frozenset({"wandb", "mlflow", "tensorboard"}),
 }
+
+ATTENTION: dict[str, tuple[str, str]] = {
+    "sdpa": ("", ""),
+    "eager": ("", ""),
+    "flex_attention": ("", ""),
+    "flash_attention_2": ("flash-attn", "flash_attn"),
+    "flash_attention_3": ("flash-attn-3", "flash_attn_interface"),
+    "flash_attention_4": ("flash-attn-4", "flash_attn"),
+}
+"""Names of `model.attn_implementation` -> the package that it needs and the module of that package, if any."""

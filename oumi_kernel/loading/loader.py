@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -70,9 +70,20 @@ def examine_config(path: Path, overrides: Sequence[Override] = (), *, sections: 
         return msgspec.structs.replace(loaded, folder=path.parent)
     if Path(record.folder).is_dir():
         return msgspec.structs.replace(loaded, folder=Path(record.folder), record=record)
-    message = f"the folder {record.folder}, beside which the run read ./name, is not here; {path.parent} is taken."
+    if not _names_beside(record.config):
+        return msgspec.structs.replace(loaded, folder=path.parent, record=record)
+    message = f"the folder {record.folder}, beside which the run read ./name, is not here."
+    message += f" Such names are looked for in {path.parent}, then in the current folder."
     moved = Problem(code="record", path="", message=message, place=Place(str(path)), severity="warning")
     return msgspec.structs.replace(loaded, folder=path.parent, record=record, warnings=(*loaded.warnings, moved))
+
+
+def _names_beside(value: Any) -> bool:
+    """Say whether a name in a configuration is one that is looked for beside its file."""
+    if isinstance(value, dict | list):
+        items = cast(Iterable[Any], value.values() if isinstance(value, dict) else value)
+        return any(_names_beside(item) for item in items)
+    return isinstance(value, str) and value.startswith(("./", "../"))
 
 
 def record_at(path: Path) -> RunRecord | None:

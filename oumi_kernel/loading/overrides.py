@@ -58,13 +58,36 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[Override], list[str]]:
             continue
         path = _INDEX.sub(r"[\1]", match["path"])
         if match["value"] is not None:
+            _check_whole(match["value"][1:], token, arguments)
             overrides.append(Override(path, match["value"][1:], token, bool(match["no"])))
         elif not match["no"] and arguments and not _OPTION.match(arguments[0]):
             text = arguments.pop(0)
+            _check_whole(text, f"{token} {text}", arguments)
             overrides.append(Override(path, text, f"{token} {text}"))
         else:
             overrides.append(Override(path, None, token, bool(match["no"])))
     return overrides, rest
+
+
+def _check_whole(text: str, flag: str, following: Sequence[str]) -> None:
+    """Refuse a mapping or list that goes on in the next word.
+
+    Raises:
+        ConfigError: It does, as nobody put it in quotes.
+    """
+    opening, closing = text[:1], {"{": "}", "[": "]"}.get(text[:1])
+    if closing is None or text.count(opening) <= text.count(closing):
+        return
+    for count, word in enumerate(following, 1):
+        if _FLAG.match(word):
+            return
+        whole = " ".join((text, *following[:count]))
+        if whole.count(opening) <= whole.count(closing):
+            message = "its value goes on in the next word."
+            hint = f"Put a value with spaces in quotes: {flag.removesuffix(text)}'{whole}'."
+            raise ConfigError(
+                Problem(code="override", path="", message=message, hint=hint, place=Place(COMMAND_LINE, text=flag))
+            )
 
 
 def apply_overrides(document: Document, overrides: Sequence[Override]) -> Iterator[Problem]:
@@ -99,6 +122,8 @@ def read_value(override: Override) -> Node:
         shown = msgspec.structs.replace(override, flag=override.flag.encode(errors="replace").decode())
         raise ConfigError(_problem(shown, "is not UTF-8 text."))
     plain = text.strip()
+    if not plain:
+        raise ConfigError(_problem(override, "has no value.", "Write null for none, or '\"\"' for an empty text."))
     if plain[:1] in ("{", "[", '"', "'"):
         try:
             return read_yaml(text, COMMAND_LINE)
@@ -106,7 +131,7 @@ def read_value(override: Override) -> Node:
             if plain[0] in "{[":
                 hint = "Put text that begins with a bracket in quotes of its own: '\"[a-z]+\"'."
                 raise ConfigError([_problem(override, problem.message, hint) for problem in error.problems]) from None
-    return Node(value=scalar(plain) if plain else text, line=0, column=0, text=text)
+    return Node(value=scalar(plain), line=0, column=0, text=text)
 
 
 def _put(document: Document, path: str, node: Node, override: Override) -> None:

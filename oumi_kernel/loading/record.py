@@ -47,6 +47,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         rows: Split -> rows, before preparation dropped any.
         examples: Split -> examples, after it.
         fingerprints: Split -> digest of the prepared examples in their order; None where they have none.
+        weights: File, or other part -> digest of the weights that training began with; empty where they are not known.
     """
 
     format: int
@@ -60,6 +61,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     rows: dict[str, int] = {}
     examples: dict[str, int] = {}
     fingerprints: dict[str, str | None] = {}
+    weights: dict[str, str] = {}
 
 
 def record_in(text: str, source: str) -> RunRecord | None:

@@ -14,10 +14,19 @@ from typing import Any
 from oumi_kernel.component import hookspec
 from oumi_kernel.config import DatasetParams, DatasetSplitParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
+from oumi_kernel.launch import Processes
 
 
 class BuildHooks:
     """Addressed hooks: the selected component answers, nobody else is asked."""
+
+    @hookspec(firstresult=True)
+    def oumi_launch(self, params: Any, command: Sequence[str], processes: Processes) -> int | None:
+        """Family `strategies`: run `command` in several processes and return the exit code. Optional.
+
+        Each of them finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment, as torchrun
+        gives them. See `oumi_kernel.launch` for how they are told to stop, and say why they failed.
+        """
 
     @hookspec(firstresult=True)
     def oumi_build_strategy(self, params: Any, run: Run) -> Strategy | None:
@@ -26,6 +35,13 @@ class BuildHooks:
     @hookspec(firstresult=True)
     def oumi_build_tokenizer(self, params: Any, run: Run) -> Any:
         """Family `models`: return the tokenizer, its chat template set."""
+
+    @hookspec(firstresult=True)
+    def oumi_weights(self, params: Any, run: Run) -> Mapping[str, str] | None:
+        """Family `models`: return part -> digest of the weights that training begins with. Optional.
+
+        `run.json` keeps them, so that a repeat with other weights under the same name is noticed.
+        """
 
     @hookspec(firstresult=True)
     def oumi_build_trainer(self, params: Any, tokenizer: Any, run: Run) -> Trainer | None:
@@ -52,7 +68,10 @@ class BuildHooks:
 
     @hookspec(firstresult=True)
     def oumi_before_model(self, params: Any, run: Run) -> None:
-        """Family `kernels`: do what must be done before the model is built. Optional."""
+        """Family `kernels`: do what must be done before the model is built, such as registering an attention. Optional.
+
+        It is called before data is prepared: raise `ConfigError` here for what cannot run on this machine.
+        """
 
     @hookspec(firstresult=True)
     def oumi_build_model(self, params: Any, tokenizer: Any, arguments: Mapping[str, Any], run: Run) -> Any:
@@ -68,7 +87,7 @@ class BuildHooks:
 
     @hookspec(firstresult=True)
     def oumi_apply_kernel(self, params: Any, model: Any, run: Run) -> Any:
-        """Family `kernels`: return the model with faster parts put in. Optional."""
+        """Family `kernels`: return the model with faster parts put in, on the device `meta` too. Optional."""
 
     @hookspec(firstresult=True)
     def oumi_apply_peft(self, params: Any, model: Any, run: Run) -> Any:
@@ -76,7 +95,11 @@ class BuildHooks:
 
     @hookspec(firstresult=True)
     def oumi_build_optimizer(self, params: Any, groups: Sequence[dict[str, Any]], run: Run) -> Any:
-        """Family `optimizers`: return a `torch.optim.Optimizer` over `groups` (`params` are (name, tensor) pairs)."""
+        """Family `optimizers`: return a `torch.optim.Optimizer` over `groups` (`params` are (name, tensor) pairs).
+
+        What its `state_dict` gives is kept in checkpoints: tensors, numbers, texts, and mappings of these. One that
+        keeps an average of the weights has `eval()`, which puts it into the model, and `train()`, which takes it out.
+        """
 
     @hookspec(firstresult=True)
     def oumi_build_scheduler(self, params: Any, optimizer: Any, total_steps: int, run: Run) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from oumi_kernel.config import DatasetSplitParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
 from oumi_kernel.errors import PluginError
+from oumi_kernel.launch import Processes
 from oumi_kernel.plugins.families import FAMILIES
 from oumi_kernel.plugins.loading import describe
 from oumi_kernel.plugins.manager import Active, Manager
@@ -32,13 +33,26 @@ class Kernel:
         self._active = {id(choice): self.manager.activate(choice) for choice in order}
         self._resolution = resolution
 
+    def launch(self, command: Sequence[str], processes: Processes) -> int:
+        """Run a command in several processes, and return the exit code of the first that failed, or 0."""
+        return self._ask("strategies", "oumi_launch", int, command=command, processes=processes)
+
     def build_strategy(self, run: Run) -> Strategy:
         """Return how steps are done."""
         return self._ask("strategies", "oumi_build_strategy", Strategy, run=run)
 
+    def before_model(self, run: Run) -> None:
+        """Let kernels do what must be done before the model is built, or refuse to be used here."""
+        for active in self._all("kernels"):
+            self.manager.call(active, "oumi_before_model", run=run)
+
     def build_tokenizer(self, run: Run) -> Any:
         """Return the tokenizer."""
         return self._ask("models", "oumi_build_tokenizer", object, run=run)
+
+    def weights(self, run: Run) -> Mapping[str, str]:
+        """Return part -> digest of the weights that training begins with; empty where the model's loader knows none."""
+        return self.manager.call(self._all("models")[0], "oumi_weights", run=run) or {}
 
     def build_trainer(self, tokenizer: Any, run: Run) -> Trainer:
         """Return the training method."""
@@ -127,8 +141,6 @@ class Kernel:
         self.manager.broadcast("oumi_train_error", run=run, error=error)
 
     def _model(self, hook: str, tokenizer: Any, run: Run) -> Any:
-        for active in self._all("kernels"):
-            self.manager.call(active, "oumi_before_model", run=run)
         arguments = self.model_arguments(run)
         model = self._ask("models", hook, object, tokenizer=tokenizer, arguments=arguments, run=run)
         for active in self._all("kernels"):

@@ -85,22 +85,44 @@ class Manager:
     def broadcast(self, event: str, **arguments: Any) -> None:
         """Tell every active component. One that may fail and does is switched off, and the run goes on.
 
-        Observers that may fail are told last, so that a failure hides the event from no component of a run.
+        Everybody is told, whoever fails.
 
         Raises:
-            PluginError: Another component failed.
+            PluginError: Another component failed; of several the first.
         """
-        caller = getattr(self._pm.hook, event)
-        try:
-            caller(**arguments)
-        except Exception as error:
-            owner = self._owner_of_implementation(error.__traceback__, caller.get_hookimpls())
-            if owner is None or not FAMILIES[owner.selected.entry.family].may_fail or isinstance(error, OumiError):
-                with self.attributed(event, caller.get_hookimpls()):
-                    raise
+        failed: list[Exception] = []
+        implementations = getattr(self._pm.hook, event).get_hookimpls()
+        for owner, error in self._tell(event, arguments):
+            if not FAMILIES[owner.selected.entry.family].may_fail or isinstance(error, OumiError):
+                failed.append(error)
+                continue
             self._pm.unregister(owner.plugin)
             label = describe(owner.selected.entry)
             _log.warning("%s failed in %s and is switched off: %s: %s", label, event, type(error).__name__, error)
+        for error in failed[1:]:
+            failed[0].add_note(f"Another failed too: {type(error).__name__}: {error}")
+        with self.attributed(event, implementations):
+            if failed:
+                raise failed[0]
+
+    def _tell(self, event: str, arguments: dict[str, Any]) -> Iterator[tuple[Active, Exception]]:
+        """Call all implementations of an event, and yield who failed: pluggy itself stops at the first that does."""
+        told: list[Any] = []
+        while True:
+            caller = self._pm.subset_hook_caller(event, told)
+            implementations = caller.get_hookimpls()
+            try:
+                caller(**arguments)
+            except Exception as error:
+                owner = self._owner_of_implementation(error.__traceback__, implementations)
+                if owner is None:
+                    with self.attributed(event, implementations):
+                        raise
+                order = [each.plugin for each in reversed(implementations)]  # in which pluggy calls
+                told += order[: order.index(owner.plugin) + 1]
+                yield owner, error
+            else:
+                return
 
     @contextmanager
     def attributed(self, hook: str = "", implementations: Sequence[Any] = ()) -> Generator[None]:
@@ -144,10 +166,15 @@ class Manager:
                 raise PluginError(f"{label} implements {caller.name}, which is no hook.{hint}")
 
     def _owner_of_implementation(self, trace: TracebackType | None, implementations: Sequence[Any]) -> Active | None:
-        codes = {inspect.unwrap(i.function).__code__: i.plugin for i in implementations}
+        plugins: dict[Any, list[Any]] = {}
+        for implementation in implementations:  # several where a class is derived from another
+            plugins.setdefault(inspect.unwrap(implementation.function).__code__, []).append(implementation.plugin)
         found = None
         while trace is not None:
-            found = codes.get(trace.tb_frame.f_code, found)
+            frame = trace.tb_frame
+            mine = plugins.get(frame.f_code, [])
+            instance = frame.f_locals.get(frame.f_code.co_varnames[0]) if mine and frame.f_code.co_varnames else None
+            found = next((plugin for plugin in mine if plugin is instance), mine[-1] if mine else found)
             trace = trace.tb_next
         return next((active for active in self._active if active.plugin is found), None) if found else None
 

@@ -14,6 +14,7 @@ from oumi_kernel.config.derived import peft_enabled
 from oumi_kernel.config.vocabulary import VOCABULARY
 from oumi_kernel.errors import ConfigError, PluginError, Problem
 from oumi_kernel.loading import LoadedConfig, convert
+from oumi_kernel.plugins.attention import attention_problem
 from oumi_kernel.plugins.catalogue import Catalogue, Entry
 from oumi_kernel.plugins.families import DEFAULT, FAMILIES, normalise
 from oumi_kernel.plugins.keys import default_at, expand, value_at
@@ -92,6 +93,7 @@ def resolve(loaded: LoadedConfig, catalogue: Catalogue, *, world_size: int = 1) 
     resolver.add_always_on()
     resolver.check_tracker_kwargs()
     resolver.check_packing()
+    resolver.check_attention()
     resolver.check_keys()
     return Resolution(
         selected=tuple(resolver.selected),
@@ -182,6 +184,14 @@ class _Resolver:
                 message = f"pack needs target_col: '{choice.entry.name}' does not say which column is trained on."
                 hint = "It is messages for conversations, text for plain text."
                 self.problems.append(self._problem("missing-key", f"{split}.target_col", message, hint=hint))
+
+    def check_attention(self) -> None:
+        """Refuse an attention that nobody knows, and report one that lacks its package."""
+        others = any(choice.entry.distribution != OWN for choice in self.selected)
+        found = attention_problem(self.config.model.attn_implementation, others=others)
+        if found:
+            placed = msgspec.structs.replace(found, place=self.loaded.document.place(found.path))
+            (self.problems if found.code == "unknown-name" else self.unavailable).append(placed)
 
     def check_keys(self) -> None:
         """Report keys that an active component does not serve, or that have no effect with it."""

@@ -69,6 +69,8 @@ def slots(config: TrainingConfig, *, peft: bool, world_size: int) -> Iterator[Sl
         yield Slot(family="peft", name=name, path="peft.peft_method", section=config.peft)
     for name in _enabled(model, "enable_{}_kernel"):
         yield Slot(family="kernels", name=name, path=f"model.enable_{name}_kernel", kwargs_path="model.kernel_kwargs")
+    for name in model.kernels:
+        yield Slot(family="kernels", name=name, path=f"model.kernels.{name}", kwargs_path=f"model.kernels.{name}")
     for name in sorted(VOCABULARY["trackers"]):
         if getattr(training, f"enable_{name}", False):
             key = f"training.tracker_kwargs.{name}"

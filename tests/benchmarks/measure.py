@@ -30,12 +30,14 @@ class Step(NamedTuple):
         cpu: CPU seconds of the process and its children since then.
         tokens: Tokens of the run so far, without padding.
         loss: Mean loss of the step.
+        peak_bytes: Largest resident set of the process until then.
     """
 
     wall: float
     cpu: float
     tokens: int
     loss: float
+    peak_bytes: int = 0
 
 
 class Watched(NamedTuple):
@@ -90,13 +92,14 @@ class Watcher:
         except FileNotFoundError:
             return
         wall, cpu = time.perf_counter() - self._started, cpu_seconds(self._process)
+        peak = peak_bytes(self._process)
         text = self._lines.read_bytes()
         whole = text[self._read : text.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.splitlines():
             record: dict[str, Any] = json.loads(line)
             if record.get("loss") is not None:
-                self.steps.append(Step(wall, cpu, record["tokens"], record["loss"]))
+                self.steps.append(Step(wall, cpu, record["tokens"], record["loss"], peak))
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -106,6 +109,14 @@ def cpu_seconds(process: psutil.Process) -> float:
         with contextlib.suppress(psutil.NoSuchProcess):  # a child that ended meanwhile is in its parent's figure
             total += sum(one.cpu_times()[:4])
     return total
+
+
+def peak_bytes(process: psutil.Process) -> int:
+    """Return the largest resident set of a process so far; what is resident now where the system keeps no peak."""
+    status = Path(f"/proc/{process.pid}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return kilobytes[0] * 1024 if kilobytes else process.memory_info().rss
 
 
 def rates(run: Watched, warm: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ python -m tests.benchmarks.report RESULTS.json
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -156,4 +157,6 @@ def versions(peers_python: str | None = None) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(markdown(json.loads(Path(sys.argv[1]).read_text())))
+    parser = argparse.ArgumentParser(description="Print the tables of a benchmark's results.")
+    parser.add_argument("results", type=Path, help="the JSON file that tests.benchmarks.compare wrote")
+    sys.stdout.write(markdown(json.loads(parser.parse_args().results.read_text())))

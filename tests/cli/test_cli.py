@@ -241,3 +241,12 @@ def test_bash_completes_commands_and_config_keys() -> None:
         )
         done = subprocess.run(["bash", "-c", test], capture_output=True, text=True, check=True)
         assert expected in done.stdout.replace(" \n", "\n").split("\n"), (done.stdout, done.stderr)
+
+
+def test_a_word_behind_a_value_is_told_to_belong_into_its_quotes() -> None:
+    done = oumi("run", "quickstart", "--training.run_name", "my", "run")
+    assert done.returncode == 2
+    assert "put it in quotes: --training.run_name 'my run'." in done.stderr
+    done = oumi("run", "quickstart", "--model.chat_template_kwargs", "{a:", "true}")
+    assert done.returncode == 2
+    assert "--model.chat_template_kwargs '{a: true}'" in done.stderr

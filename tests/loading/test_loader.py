@@ -121,7 +121,7 @@ def test_problems_for_machines_hold_the_same() -> None:
         (["--training.compile"], "compile", True),
         (["--no-training.compile"], "compile", False),
         (["--training.run_name", "2024"], "run_name", "2024"),
-        (["--training.run_name="], "run_name", ""),
+        (['--training.run_name=""'], "run_name", ""),
         (["--training.trainer_kwargs", "{a: 1e-3}"], "trainer_kwargs", {"a": 1e-3}),
         (
             ["--training.trainer_kwargs.a=1e-3", "--training.trainer_kwargs", "{b: 2}"],

@@ -129,3 +129,22 @@ def test_the_origin_of_a_value_is_the_last_that_set_it() -> None:
     loaded = load("--training.seed=2", text=minimal_yaml(training="  seed: 1\n  max_steps: 3\n", peft=""))
     paths = "training.seed", "training.max_steps", "training.save_steps", "peft"
     assert kinds(loaded, *paths) == ["override", "file", "default", "default"]
+
+
+@pytest.mark.parametrize("flags", [["--training.run_name="], ["--training.run_name", ""], ["--training.run_name= "]])
+def test_a_flag_without_a_value_is_an_error_that_says_how_to_write_none(flags: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"training.run_name: has no value. Write null for none"):
+        load(*flags)
+    assert load("--training.run_name=null").config.training.run_name is None
+    assert load('--training.run_name=""').config.training.run_name == ""
+
+
+@pytest.mark.parametrize("words", [["--model.model_kwargs", "{a:", "true}"], ["--model.model_kwargs={a:", "true}"]])
+def test_a_mapping_that_nobody_quoted_says_where_the_quotes_belong(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"goes on in the next word. Put .* in quotes: \S+[ =]'{a: true}'\."):
+        split_overrides(["run", "train.yaml", *words, "--training.compile"])
+
+
+def test_a_mapping_that_is_not_closed_at_all_is_still_an_error_of_its_own() -> None:
+    overrides, rest = split_overrides(["--model.model_kwargs={a:", "train.yaml"])
+    assert (overrides[0].text, rest) == ("{a:", ["train.yaml"])

@@ -135,6 +135,30 @@ def test_a_tracker_that_fails_is_switched_off_and_the_others_go_on(caplog: pytes
     assert caplog.text.count("fragile") == 1
 
 
+def test_everybody_is_told_whoever_fails_and_the_first_failure_is_raised() -> None:
+    heard: list[str] = []
+
+    def observer(name: str, error: Exception | None) -> type[Component]:
+        class Observer(Component):
+            @hookimpl
+            def oumi_evaluate_end(self):
+                heard.append(name)
+                if error:
+                    raise error
+
+        Observer.__name__ = name
+        return Observer
+
+    manager = Manager()
+    for name, error in (("last", None), ("third", OSError("disk")), ("second", None), ("first", NumericsError("nan"))):
+        manager.activate(select(observer(name, error), "optimizers"))
+    manager.activate(select(observer("tracker", KeyError("url")), "trackers"))
+    with pytest.raises(NumericsError, match="nan") as caught:
+        manager.broadcast("oumi_evaluate_end", run=None, step=1, figures={})
+    assert heard == ["tracker", "first", "second", "third", "last"]
+    assert any("Another failed too: OSError: disk" in note for note in caught.value.__notes__)
+
+
 def test_another_component_that_fails_in_an_event_ends_the_run() -> None:
     class Fragile(Component):
         @hookimpl

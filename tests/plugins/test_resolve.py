@@ -62,7 +62,6 @@ def test_several_problems_of_components_are_told_at_once_with_their_places() -> 
     [
         ("--fsdp.enable_fsdp", "fsdp needs a strategy named 'fsdp'; none is installed"),
         ("--deepspeed.enable_deepspeed", "deepspeed needs a strategy named 'deepspeed'"),
-        ("--model.enable_liger_kernel", "liger needs a kernel named 'liger'"),
         ("--training.enable_mlflow", "mlflow needs a tracker named 'mlflow'"),
         ("--training.use_peft", "needs a PEFT method"),
         ("--peft.lora_r=4", "needs a PEFT method"),

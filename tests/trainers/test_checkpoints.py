@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from oumi_kernel import CheckpointError, OutOfMemoryError
+from oumi_kernel.contracts import World
 from oumi_plugins.trainers._manifest import checkpoints_in, incompleteness, seal
 from oumi_plugins.trainers._order import OrderedBatches, epoch_order
 from oumi_plugins.trainers._random_state import load_random_state, save_random_state
@@ -28,10 +29,10 @@ def test_the_order_is_a_permutation_that_follows_from_seed_and_epoch_alone() -> 
 
 
 def test_an_epoch_that_goes_on_has_the_batches_that_are_left() -> None:
-    whole = OrderedBatches(10, 3, seed=1)
+    whole = OrderedBatches([1] * 10, 3, seed=1, world=World())
     whole.go_to(2, 0)
-    left = OrderedBatches(10, 3, seed=1)
-    left.go_to(2, 2)
+    left = OrderedBatches([1] * 10, 3, seed=1, world=World())
+    left.go_to(2, 6)
     assert [len(batch) for batch in whole] == [3, 3, 3, 1]
     assert list(left) == list(whole)[2:]
     assert len(left) == 2
@@ -43,10 +44,10 @@ def test_random_state_comes_back_for_python_numpy_and_torch(tmp_path: Path) -> N
 
     draw()
     np.random.normal()  # leaves a second normal number cached
-    save_random_state(tmp_path)
+    save_random_state(tmp_path, rank=0)
     expected = [draw() for _ in range(3)]
     draw()
-    load_random_state(tmp_path)
+    load_random_state(tmp_path, rank=0)
     assert [draw() for _ in range(3)] == expected
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
 
@@ -93,7 +94,6 @@ def test_a_checkpoint_of_an_earlier_run_with_the_same_number_is_replaced(train: 
 @pytest.mark.parametrize(
     ("flags", "rows", "message"),
     [
-        (("--training.per_device_train_batch_size=4",), 24, "per_device_train_batch_size was 8, now 4"),
         (("--training.data_seed=1",), 24, "training.data_seed was 42, now 1"),
         ((), 23, "the number of training examples was 24, now 23"),
         (
@@ -112,10 +112,22 @@ def test_within_an_epoch_another_order_is_refused(
         train(resume, *flags, rows=rows)
 
 
-def test_at_the_end_of_an_epoch_the_batch_size_may_change(train: Train) -> None:
-    run = train("--training.save_steps=3", name="first")
-    resume = f"--training.resume_from_checkpoint={run.folder}/checkpoint-3"
-    assert train(resume, "--training.max_steps=5", "--training.per_device_train_batch_size=4").summary.steps == 5
+def test_the_batch_size_may_change_anywhere_and_no_example_is_seen_twice(
+    train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train("--training.save_steps=2", name="first")
+    resume = f"--training.resume_from_checkpoint={run.folder}/checkpoint-2"
+    on = train(resume, "--training.max_steps=4", "--training.save_steps=4", "--training.per_device_train_batch_size=4")
+    assert "the examples of a step was 8, now 4" in caplog.text
+    state = json.loads((on.folder / "checkpoint-4/trainer_state.json").read_text())
+    assert (state["epoch"], state["examples"]) == (1, 0)  # 24 = 2 x 8 + 2 x 4
+
+
+def test_the_same_step_in_other_micro_batches_is_the_same_run(train: Train, caplog: pytest.LogCaptureFixture) -> None:
+    run = train("--training.save_steps=2", name="first")
+    flags = ("--training.per_device_train_batch_size=4", "--training.gradient_accumulation_steps=2")
+    train(f"--training.resume_from_checkpoint={run.folder}/checkpoint-2", *flags)
+    assert "will not be that of one run" not in caplog.text
 
 
 def test_the_state_of_another_optimizer_is_refused(train: Train) -> None:
@@ -182,7 +194,7 @@ def test_save_epoch_saves_beside_save_steps(train: Train) -> None:
     run = train("--training.save_steps=2", "--training.save_epoch", "--training.max_steps=4")
     assert [step for step, _ in checkpoints_in(run.folder)] == [2, 3, 4]
     state = json.loads((run.folder / "checkpoint-3/trainer_state.json").read_text())
-    assert (state["epoch"], state["micro_batches"]) == (1, 0)
+    assert (state["epoch"], state["examples"]) == (1, 0)
 
 
 def test_a_loss_that_is_lost_between_log_entries_is_found_before_the_model_is_kept(train: Train) -> None:

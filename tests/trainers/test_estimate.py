@@ -22,6 +22,7 @@ from oumi_kernel.plugins import resolve
 from oumi_kernel.rehearsal import Estimate
 from oumi_kernel.run import run_training
 from tests.conftest import QUICKSTART
+from tests.optimizers.by_hand import eager
 
 RECOMPUTED = "--training.enable_gradient_checkpointing"
 Start = Callable[..., Any]
@@ -87,19 +88,59 @@ def test_tied_weights_count_once_and_frozen_ones_have_no_gradient(config: Path) 
     assert found.estimate_of_run.trained == 158_016 - frozen
 
 
-@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused", "adam", "adafactor", "sgd"])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_optimizers_state_is_what_it_keeps_after_a_step(config: Path, name: str, momentum: float) -> None:
-    flags = (f"--training.optimizer={name}", f"--training.sgd_momentum={momentum}", "--training.save_steps=2")
+RANK = "--training.optimizer_kwargs={rank: 4}"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "library"),
+    [
+        ("adamw_torch", (), ""),
+        ("adam", (), ""),
+        ("adafactor", (), ""),
+        ("adagrad", (), ""),
+        ("sgd", (), ""),
+        ("sgd", ("--training.sgd_momentum=0.9",), ""),
+        ("muon", (), ""),
+        ("adamw_8bit", (), "bitsandbytes"),
+        ("ademamix_8bit", (), "bitsandbytes"),
+        ("paged_lion_32bit", (), "bitsandbytes"),
+        ("galore_adamw", (RANK,), "galore_torch"),
+        ("galore_adafactor", (RANK,), "galore_torch"),
+        ("apollo_adamw", (RANK,), "apollo_torch"),
+        ("schedule_free_adamw", ("--training.lr_scheduler_type=constant",), "schedulefree"),
+        ("adamw_torch_4bit", (), "torchao"),
+    ],
+)
+def test_the_optimizers_state_is_what_it_keeps_after_a_step(
+    config: Path, name: str, flags: tuple[str, ...], library: str
+) -> None:
+    if library:
+        pytest.importorskip(library)
+    flags = (f"--training.optimizer={name}", "--training.save_steps=2", *flags)
     overrides, _ = split_overrides(flags)
     loaded, catalogue = open_sound_config(str(config), overrides)
-    run_training(loaded, resolve(loaded, catalogue))
+    with eager():
+        run_training(loaded, resolve(loaded, catalogue))
     from safetensors.torch import load_file
 
-    state = load_file(Path(loaded.config.training.output_dir) / "checkpoint-2/optimizer.safetensors")
-    real = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    assert estimated(config, *flags).bytes_of("optimizer state") == real
-    assert (real == 0) == (name == "sgd" and not momentum)
+    folder = Path(loaded.config.training.output_dir) / "checkpoint-2"
+    state = load_file(folder / "optimizer.safetensors")
+    sizes = {key: tensor.numel() * tensor.element_size() for key, tensor in state.items()}
+    while_it_trains = sum(size for key, size in sizes.items() if not key.endswith(":y"))  # what is only saved
+    found = estimated(config, *flags)
+    assert found.bytes_of("optimizer state") == while_it_trains
+    assert (while_it_trains == 0) == (name == "sgd" and len(flags) == 2)
+    weights = sum(t.numel() * t.element_size() for t in load_file(folder / "model.safetensors").values())
+    assert found.bytes_of("checkpoints") == pytest.approx(sum(sizes.values()) + weights, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "galore_adamw", "apollo_adamw", "muon", "schedule_free_adamw"])
+def test_an_optimizer_says_what_it_has_to_say_once_in_a_dry_run(config: Path, name: str, caplog) -> None:
+    for library in ("bitsandbytes", "galore_torch", "apollo_torch", "schedulefree"):
+        pytest.importorskip(library)
+    estimated(config, f"--training.optimizer={name}")
+    said = [record.message for record in caplog.records if "schedule" in record.message]
+    assert len(said) == (name == "schedule_free_adamw")
 
 
 def kept_by_a_real_pass(model: Any, tokens: int) -> int:

@@ -180,6 +180,28 @@ def test_what_changes_the_rest_of_the_run_is_said_and_what_does_not_is_not(train
         assert change in caplog.text
 
 
+def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(train: Train) -> None:
+    folder = train("--training.save_steps=2", name="first").folder
+    there = r"checkpoint-9: there is no such folder\. In \S+first there are: checkpoint-2, checkpoint-3\."
+    with pytest.raises(CheckpointError, match=there):
+        train(f"--training.resume_from_checkpoint={folder}/checkpoint-9", name="second")
+    with pytest.raises(CheckpointError, match=r"manifest\.json.* In \S+first there are: checkpoint-2, checkpoint-3\."):
+        train(f"--training.resume_from_checkpoint={folder}", name="second")
+
+
+@pytest.mark.parametrize(("schedule", "matters"), [("reduce_lr_on_plateau", True), ("constant", False)])
+def test_when_to_evaluate_matters_where_the_learning_rate_follows(
+    train: Train, schedule: str, matters: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = (f"--training.lr_scheduler_type={schedule}", "--training.eval_steps=2", "--training.save_steps=2")
+    folder = train(*flags, name="first", validation=3).folder
+    resume = f"--training.resume_from_checkpoint={folder}/checkpoint-2"
+    with caplog.at_level(logging.WARNING, "oumi_plugins"):
+        train(resume, *flags, "--training.eval_steps=1", "--data.validation.datasets[0].sample_count=2", validation=3)
+    assert ("training.eval_steps was 2, now 1" in caplog.text) is matters
+    assert ("data.validation was changed" in caplog.text) is matters
+
+
 def test_values_that_may_be_secret_are_not_written_into_a_checkpoint(train: Train) -> None:
     run = train("--training.save_steps=3", "--data.train.datasets[0].dataset_kwargs={}", "--training.run_name=hush")
     text = "".join(path.read_text() for path in (run.folder / "checkpoint-3").glob("*.json"))

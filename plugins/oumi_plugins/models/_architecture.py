@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -177,6 +178,13 @@ def _is_dropout(key: str, value: Any) -> bool:
     return isinstance(value, float) and ("dropout" in key or key.endswith("pdrop"))
 
 
+def _other_attention(name: str) -> str:
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    close = difflib.get_close_matches(name, (one for one in known if one != name), 1)
+    near = f"Did you mean '{close[0]}'? " if close and name not in known else ""
+    return f"{near}null takes the model's choice; sdpa and eager need nothing more."
+
+
 def _skeleton(config: PretrainedConfig, params: ModelParams) -> nn.Module:
     """Return the model without memory for its weights."""
     arguments = {} if params.attn_implementation is None else {"attn_implementation": params.attn_implementation}
@@ -190,7 +198,7 @@ def _skeleton(config: PretrainedConfig, params: ModelParams) -> nn.Module:
                 raise  # nothing that a configuration says explains it
             path, hint, message = "model.model_kwargs", "", f"the model cannot be built with these: {message}."
         elif params.attn_implementation is not None and ("attention" in message.lower() or "attn" in message):
-            path, hint = "model.attn_implementation", "null takes the model's choice; sdpa and eager need nothing more."
+            path, hint = "model.attn_implementation", _other_attention(params.attn_implementation)
         else:
             path, hint = "model.model_name", ""
         raise ConfigError(Problem(code="no-model", path=path, message=message, hint=hint)) from error

@@ -42,6 +42,13 @@ class HF(Component):
         return tokenizer
 
     @hookimpl
+    def oumi_weights(self, params: ModelParams, run: Run) -> Mapping[str, str]:
+        """Return digests of the files of a folder, or the commit of a hub's model."""
+        from oumi_plugins.models._weights import weights_of
+
+        return weights_of(params, run)
+
+    @hookimpl
     def oumi_build_model(self, params: ModelParams, tokenizer: Any, arguments: Mapping[str, Any], run: Run) -> Any:
         """Return the model on the CPU, with frozen layers frozen and its cache of keys and values off."""
         from oumi_plugins.models._architecture import check_model

@@ -10,6 +10,7 @@ from msgspec import Meta
 from oumi_kernel import Component, Params, hookimpl
 from oumi_kernel.contracts import Run
 from oumi_kernel.schema import PositiveFloat
+from oumi_plugins.optimizers.without_effect import NOT_ADAM, NOT_SGD
 
 
 class AdafactorParams(Params):
@@ -26,12 +27,7 @@ class Adafactor(Component):
     """Adafactor (arXiv 1804.04235) at the learning rate of the schedule, as transformers implements it."""
 
     params_type = AdafactorParams
-    without_effect = {
-        "training.adam_beta1": "it is for Adam.",
-        "training.adam_beta2": "it is for Adam.",
-        "training.adam_epsilon": "it is for Adam.",
-        "training.sgd_momentum": "it is for SGD.",
-    }
+    without_effect = NOT_ADAM | NOT_SGD
 
     @hookimpl
     def oumi_build_optimizer(self, params: AdafactorParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from oumi_kernel import Component, ConfigError, Params, Problem, hookimpl
 from oumi_kernel.contracts import Run
 from oumi_kernel.schema import Fraction
+from oumi_plugins.optimizers.without_effect import NOT_ADAM
 
 
 class SgdParams(Params):
@@ -29,11 +30,7 @@ class Sgd(Component):
     """Stochastic gradient descent with momentum, as torch.optim.SGD."""
 
     params_type = SgdParams
-    without_effect = {
-        "training.adam_beta1": "it is for Adam.",
-        "training.adam_beta2": "it is for Adam.",
-        "training.adam_epsilon": "it is for Adam.",
-    }
+    without_effect = NOT_ADAM
 
     @hookimpl
     def oumi_build_optimizer(self, params: SgdParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:

@@ -13,25 +13,32 @@ import torch
 _log = logging.getLogger("oumi_plugins.strategies.cpu")
 LARGEST_ERROR = 2e-6
 """Relative error of a float32 matrix product that counts as float32; bfloat16 has about 3e-3."""
-PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-"""How many products oneDNN keeps prepared, each with memory of its own. Its usual 1,024 take hundreds of megabytes
-where each step has other shapes, and the layers of one step have some dozens."""
+PRODUCTS_A_SEQUENCE, FEWEST_PRODUCTS = 8, 64
+"""How many products are kept. Attention has six a sequence, two forward and four backward, of its length; some ten of
+all tokens together come on top."""
+SEQUENCES_A_PACK = 8
+"""How many sequences a pack is taken to have: how many it has is known only when it is made."""
+KEPT_BY_ONEDNN, KEPT_BY_TORCH = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
+"""How many prepared products oneDNN keeps, and how many torch keeps beside it. Both are read once, at the first."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Names of glibc's mallopt(3)."""
 LARGE_BYTES, MAPPINGS = 128 * 1024, 65536
 """glibc's own values, which it would raise as it goes: how large a block is given back, and how many may be."""
 
 
-def faster_matmul() -> str | None:
+def faster_matmul(sequences: int = 1) -> str | None:
     """Multiply float32 matrices through oneDNN where that is float32 indeed, and return the setting that was there.
 
     The setting allows products of bfloat16. A CPU without instructions for those computes in float32 all the same, and
     on many about twice as fast as by torch's default library; one with them does not, which the error of a product
     tells. Returns None where nothing was changed.
+
+    Args:
+        sequences: How many sequences of their own lengths a batch has.
     """
     if not torch.backends.mkldnn.is_available():
         return None
-    os.environ.setdefault(*PRIMITIVES)
+    keep_few_products(sequences)
     backend = _backend()
     before = str(backend.fp32_precision)
     backend.fp32_precision = "bf16"
@@ -41,6 +48,16 @@ def faster_matmul() -> str | None:
         return None
     _log.info("float32 matrices are multiplied through oneDNN (relative error %.1e)", error)
     return before
+
+
+def keep_few_products(sequences: int) -> None:
+    """Let oneDNN keep prepared what one layer multiplies, for the next layer, and torch no second store of the same.
+
+    Each product kept takes 0.3 MB, and about as much again in gaps of the heap. Their usual 1,024 each serve programs
+    whose shapes come again; here every batch has others. Settings of the user stay.
+    """
+    os.environ.setdefault(KEPT_BY_TORCH, "1")  # with 0 it crashes
+    os.environ.setdefault(KEPT_BY_ONEDNN, str(max(FEWEST_PRODUCTS, PRODUCTS_A_SEQUENCE * sequences)))
 
 
 def restore_matmul(before: str | None) -> None:

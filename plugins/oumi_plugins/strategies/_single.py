@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from oumi_kernel import CheckpointError, ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.contracts import Prepared, Run
 from oumi_plugins.strategies._cpu import (
+    SEQUENCES_A_PACK,
     faster_matmul,
     give_freed_memory_back,
     is_glibc,
@@ -26,11 +27,10 @@ from oumi_plugins.strategies._cpu import (
     restore_matmul,
 )
 from oumi_plugins.strategies._in_backward import InBackward
+from oumi_plugins.strategies._optimizer_files import read_optimizer, write_optimizer
 from oumi_plugins.strategies._stepping import step_unless
 from oumi_plugins.trainers.memory import memory_errors
 
-TENSORS = "optimizer.safetensors"
-SCALARS = "optimizer.json"
 SCHEDULE = "scheduler.json"
 
 
@@ -38,7 +38,7 @@ class SingleStrategy:
     """How a step is done by one process (see `oumi_kernel.contracts.Strategy`)."""
 
     def __init__(self, run: Run) -> None:
-        self._training = run.config.training
+        self._training, self._packs = run.config.training, run.config.data.train.pack
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         precision = self._training.mixed_precision_dtype
         if precision is MixedPrecisionDtype.FP16 and self.device.type == "cpu":
@@ -62,7 +62,8 @@ class SingleStrategy:
         deterministic = self._training.use_deterministic or self._training.full_determinism
         torch.use_deterministic_algorithms(deterministic)
         if self.device.type == "cpu":
-            self._matmul = faster_matmul()
+            rows = self._training.per_device_train_batch_size
+            self._matmul = faster_matmul(rows * SEQUENCES_A_PACK if self._packs else rows)
             self._keep_memory(not self._training.enable_gradient_checkpointing)
 
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
@@ -88,6 +89,10 @@ class SingleStrategy:
     def forward_context(self) -> AbstractContextManager[Any]:
         """Return autocast to the mixed precision, or nothing."""
         return torch.autocast(self.device.type, dtype=self._dtype) if self._dtype else nullcontext()
+
+    def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a function of the model returns."""
+        return function(*arguments)
 
     def backward_context(self, *, last: bool) -> AbstractContextManager[Any]:
         """Return nothing: there is nobody to exchange gradients with."""
@@ -142,30 +147,13 @@ class SingleStrategy:
         """Return the values: they are the sum already."""
         return values
 
-    def full_state(self, model: Any) -> Mapping[str, Any]:
+    def full_state(self, model: Any) -> Mapping[str, Any] | None:
         """Return the model's weights."""
         return model.state_dict()
 
     def save(self, directory: Path) -> None:
         """Write optimizer, schedule and loss scale: tensors as safetensors, the rest as JSON."""
-        state = self._prepared.optimizer.state_dict()
-        names = _names(state["param_groups"])
-        tensors: dict[str, torch.Tensor] = {}
-        scalars: dict[str, dict[str, Any]] = {}
-        for index, values in state["state"].items():
-            for key, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    tensors[f"{names[index]}:{key}"] = value.contiguous()
-                else:
-                    scalars.setdefault(names[index], {})[key] = value
-        save_file(tensors, directory / TENSORS)
-        record = {
-            "optimizer": type(self._prepared.optimizer).__name__,
-            "state": scalars,
-            "param_groups": state["param_groups"],
-            "scaler": self._scaler.state_dict(),
-        }
-        (directory / SCALARS).write_text(json.dumps(record))
+        write_optimizer(self._prepared.optimizer, directory, scaler=self._scaler.state_dict())
         (directory / SCHEDULE).write_text(json.dumps(self._prepared.scheduler.state_dict()))
 
     def load(self, directory: Path) -> None:
@@ -190,48 +178,20 @@ class SingleStrategy:
 
     def _restore(self, directory: Path, read: Callable[[Path], Mapping[str, torch.Tensor]]) -> None:
         try:
-            tensors = read(directory / TENSORS)
-            record = json.loads((directory / SCALARS).read_bytes())
             schedule = json.loads((directory / SCHEDULE).read_bytes())
-            self._restore_optimizer(tensors, record, directory)
+            record = read_optimizer(self._prepared.optimizer, directory, read)
             self._prepared.scheduler.load_state_dict(schedule)
             self._scaler.load_state_dict(record["scaler"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             message = f"the state of optimizer and schedule in {directory} cannot be restored: {error}"
             raise CheckpointError(message) from error
 
-    def _restore_optimizer(self, tensors: Mapping[str, Any], record: Mapping[str, Any], directory: Path) -> None:
-        optimizer = self._prepared.optimizer
-        if record["optimizer"] != type(optimizer).__name__:
-            message = f"the optimizer's state in {directory} is that of {record['optimizer']}."
-            raise CheckpointError(f"{message} Name that optimizer, or train anew.")
-        now = optimizer.state_dict()["param_groups"]
-        groups = [_like(saved, current) for saved, current in zip(record["param_groups"], now, strict=False)]
-        if [group.get("param_names") for group in groups] != [group.get("param_names") for group in now]:
-            raise CheckpointError(f"the optimizer's state in {directory} is that of other parameters.")
-        indices = {name: index for index, name in _names(now).items()}
-        state: dict[int, dict[str, Any]] = {indices[name]: dict(values) for name, values in record["state"].items()}
-        for key, tensor in tensors.items():
-            name, _, entry = key.rpartition(":")
-            state.setdefault(indices[name], {})[entry] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-
     def close(self) -> None:
         """Put back the way in which matrices are multiplied; there is no process group."""
         restore_matmul(self._matmul)
-
-
-def _names(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Return the optimizer's index of each parameter with the parameter's name."""
-    return {i: name for group in groups for i, name in zip(group["params"], group["param_names"], strict=True)}
 
 
 def _without_numbers(file: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a file without their elements; such as have no dimension are zero."""
     with safe_open(file, "pt") as opened:
         return {name: torch.zeros([0] * len(opened.get_slice(name).get_shape())) for name in opened.keys()}  # noqa: SIM118
-
-
-def _like(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """Return saved settings with the lists of JSON as the tuples that they were."""
-    return {key: tuple(value) if isinstance(current.get(key), tuple) else value for key, value in saved.items()}

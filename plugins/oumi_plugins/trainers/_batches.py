@@ -19,24 +19,30 @@ from torch.utils.data import DataLoader
 
 from oumi_kernel.contracts import Session
 from oumi_kernel.manifest import fingerprint
-from oumi_plugins.trainers._order import OrderedBatches
+from oumi_plugins.trainers._examples import token_counts
+from oumi_plugins.trainers._order import OrderedBatches, RowBatches
 
 Batch = tuple[dict[str, Any], int]
 """A batch as the model reads it, and its supervised tokens."""
 
 Supervise = Callable[[Mapping[str, torch.Tensor]], Batch]
+IGNORE = -100
+"""The label of positions without a loss where the configuration does not say."""
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Collate:
     """A collator, and the layout of what it returns: both done where examples are read."""
 
-    def __init__(self, collator: Callable[[Sequence[Any]], Mapping[str, torch.Tensor]], supervise: Supervise) -> None:
-        self._collator, self._supervise = collator, supervise
+    def __init__(
+        self, collator: Callable[[Sequence[Any]], Mapping[str, torch.Tensor]], supervise: Supervise, nothing: Any
+    ) -> None:
+        self._collator, self._supervise, self._nothing = collator, supervise, nothing
 
     def __call__(self, examples: Sequence[Any]) -> Batch:
-        """Return the batch of some examples."""
-        return self._supervise(self._collator(examples))
+        """Return the batch of some examples; of none, one that has no loss: all processes compute at the same time."""
+        batch, supervised = self._supervise(self._collator(examples or [self._nothing]))
+        return (batch, supervised) if examples else (batch | {"tokens": 0}, supervised)
 
 
 class Batches:
@@ -48,8 +54,12 @@ class Batches:
         # A loader draws its workers' seed from a generator; one of its own leaves the global state alone.
         self._generator = torch.Generator()
         self._loaders: dict[str, DataLoader[Any]] = {}
-        size, seed = self._training.per_device_train_batch_size, self._training.data_seed
-        self._order = OrderedBatches(len(session.examples["train"]), size, seed=seed)
+        training, counts = self._training, token_counts(session.examples["train"])
+        size, seed, world = training.per_device_train_batch_size, training.data_seed, session.run.world
+        self._order = OrderedBatches(counts, size, seed=seed, world=world)
+        ignored = IGNORE if training.label_ignore_index is None else training.label_ignore_index
+        first = session.examples["train"][0]["input_ids"][:1]
+        self._nothing = {"input_ids": first, "labels": [ignored], "lengths": [1]}
 
     @property
     def order_follows_from(self) -> dict[str, int | str]:
@@ -58,21 +68,27 @@ class Batches:
         return {
             "the number of training examples": len(self._session.examples["train"]),
             "the content of the training examples": (fingerprint(self._session.examples["train"]) or "")[:12],
-            "training.per_device_train_batch_size": training.per_device_train_batch_size,
             "training.data_seed": training.data_seed,
         }
 
-    def windows(self, epoch: int, micro_batch: int) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each optimizer step that is left of an epoch; the last window may be smaller."""
-        self._order.go_to(epoch, micro_batch)
+    def windows(self, epoch: int, example: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each optimizer step that is left of an epoch; the last window may be smaller.
+
+        Args:
+            epoch: The epoch.
+            example: How many of its examples are done, by all processes.
+        """
+        self._order.go_to(epoch, example)
         self._generator.manual_seed((self._training.seed + epoch) % 2**63)
         batches = _iterate(self._loader("train", batch_sampler=self._order))
         while window := list(itertools.islice(batches, self._training.gradient_accumulation_steps)):
             yield window
 
     def of(self, split: str) -> Iterator[Batch]:
-        """Yield the batches of a split in the order of its rows."""
-        yield from _iterate(self._loader(split, batch_size=self._training.per_device_eval_batch_size))
+        """Yield this process's batches of a split, in the order of its rows; every process has as many."""
+        size, rows = self._training.per_device_eval_batch_size, len(self._session.examples[split])
+        turns = RowBatches(rows, size, self._session.run.world)
+        yield from _iterate(self._loader(split, batch_sampler=turns))
 
     def _loader(self, split: str, **options: Any) -> DataLoader[Any]:
         if split not in self._loaders:
@@ -83,7 +99,7 @@ class Batches:
                 options |= {"num_workers": workers, "prefetch_factor": training.dataloader_prefetch_factor}
                 options["persistent_workers"] = training.dataloader_persistent_workers
                 options["worker_init_fn"] = _leave_stopping_to_the_run
-            collate = Collate(self._session.collators[split], self._supervise)
+            collate = Collate(self._session.collators[split], self._supervise, self._nothing)
             options |= {"collate_fn": collate, "generator": self._generator}
             options["pin_memory"] = torch.cuda.is_available()
             self._loaders[split] = DataLoader(examples, **options)  # pyright: ignore[reportArgumentType]

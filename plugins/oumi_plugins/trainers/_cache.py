@@ -13,12 +13,14 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -27,7 +29,7 @@ from oumi_kernel import CheckpointError
 
 _log = logging.getLogger("oumi_plugins.trainers.cache")
 VARIABLE = "OUMI_CACHE_DIR"
-SUFFIX = ".safetensors"
+SUFFIX, LOCK = ".safetensors", ".lock"
 UNUSED_SECONDS = 30 * 24 * 3600
 UNFINISHED_SECONDS = 24 * 3600
 
@@ -84,6 +86,24 @@ class Cache:
         _log.warning("the cached data in %s is damaged (%s); it is made again.", path, problem)
         return None
 
+    @contextmanager
+    def claimed(self, key: str) -> Generator[None]:
+        """Let one process at a time make the entry of a key.
+
+        Raises:
+            CheckpointError: The folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / f"{key}{LOCK}")
+            lock.acquire()
+        except OSError as error:
+            raise CheckpointError(self._cannot_write(error, 0)) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def open(self, key: str) -> Entry:
         """Return an entry that was read or written before, without looking at all of it.
 
@@ -126,7 +146,7 @@ class Cache:
         try:
             for path in self.folder.iterdir():
                 limit = UNFINISHED_SECONDS if path.name.startswith(".tmp-") else UNUSED_SECONDS
-                if path.name.startswith(".tmp-") or path.suffix == SUFFIX:
+                if path.name.startswith(".tmp-") or path.suffix in (SUFFIX, LOCK):
                     self._remove_if_older(path, now - limit)
         except OSError as error:
             _log.warning("old entries of the cache in %s stay: %s", self.folder, error)

@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 from oumi_kernel import CheckpointError
 from oumi_kernel.contracts import Session
 from oumi_kernel.disk import cannot_write, require_space
+from oumi_kernel.launch import restarted_after
 from oumi_kernel.rehearsal import ChecksState
+from oumi_plugins.trainers._averages import averaged, use_averages, use_trained
 from oumi_plugins.trainers._manifest import (
     MANIFEST,
     STATE,
@@ -26,7 +28,9 @@ from oumi_plugins.trainers._manifest import (
     remove,
     seal,
     tidy,
+    written_at,
 )
+from oumi_plugins.trainers._optimizer_state import tensors_in
 from oumi_plugins.trainers._random_state import load_random_state, save_random_state
 from oumi_plugins.trainers._retention import Best, Retention, better, expendable
 from oumi_plugins.trainers._settings import Setting, check_settings, settings_of
@@ -34,13 +38,13 @@ from oumi_plugins.trainers._settings import Setting, check_settings, settings_of
 _log = logging.getLogger("oumi_plugins.trainers.checkpoint")
 
 
-class Progress(msgspec.Struct):
+class Progress(msgspec.Struct, forbid_unknown_fields=True):
     """How far training is.
 
     Attributes:
         step: Optimizer steps done.
         epoch: Epochs done.
-        micro_batches: Micro-batches of the current epoch done.
+        examples: Examples of the current epoch done.
         tokens: Tokens read, without padding.
         loss_sum: Sum of token losses since the last log entry.
         loss_count: Supervised tokens since the last log entry.
@@ -55,7 +59,7 @@ class Progress(msgspec.Struct):
 
     step: int = 0
     epoch: int = 0
-    micro_batches: int = 0
+    examples: int = 0
     tokens: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -75,7 +79,8 @@ class Checkpoints:
         self._session, self._retention = session, retention
         self._folder = session.run.output_dir
         self._size = 0
-        self._settings = settings_of(session.run.config, session.plan.total_steps)
+        follows = hasattr(session.prepared.scheduler, "observe")
+        self._settings = settings_of(session.run.config, session.plan, follows_evaluation=follows)
         self.saved: dict[int, Path] = {}
 
     def save(self, progress: Progress, eval_loss: float | None) -> Path:
@@ -89,31 +94,36 @@ class Checkpoints:
             CheckpointError: It cannot be written; older checkpoints are left as they are.
         """
         session, target = self._session, self._folder / f"checkpoint-{progress.step}"
-        beside = self._folder / f".tmp-{target.name}"
-        model = session.prepared.model
+        beside, is_main = self._folder / f".tmp-{target.name}", session.run.world.is_main
         progress.best = better(progress.best, progress.step, eval_loss)
         progress.settings = self._settings
         needed = self._size or _bytes_of(session)
-        shutil.rmtree(beside, ignore_errors=True)
-        require_space(target, needed)
+        if is_main:
+            shutil.rmtree(beside, ignore_errors=True)
+            require_space(target, needed)
         try:
-            beside.mkdir(parents=True)
-            state = lambda: session.strategy.full_state(model)  # noqa: E731
-            session.kernel.save_model(model, state, session.tokenizer, beside, session.run)
-            session.strategy.save(beside)
-            save_random_state(beside)
-            (beside / STATE).write_bytes(msgspec.json.format(msgspec.json.encode(progress), indent=2))
-            self._size = seal(beside)
-            put(beside, target)
+            if is_main:
+                beside.mkdir(parents=True)
+            self._wait()
+            self._write(beside, progress)
+            self._wait()
+            if is_main:
+                self._size = seal(beside)
+                put(beside, target)
         except (OSError, SafetensorError, CheckpointError) as error:
-            tidy(self._folder)
+            if is_main:
+                tidy(self._folder)
             raise cannot_write(target, needed, error) from error
+        self._wait()
         self.saved = {progress.step: target}
-        self._prune(progress)
+        if is_main:
+            self._prune(progress)
         return target
 
     def resume(self, order: Mapping[str, int | str]) -> Progress | None:
         """Restore the checkpoint that the configuration names, or the newest one if it says so; else None.
+
+        The optimizer trains from here on (see `_averages`).
 
         Args:
             order: What the order of samples of this run follows from.
@@ -121,15 +131,19 @@ class Checkpoints:
         Raises:
             CheckpointError: The checkpoint is missing, incomplete, damaged, or does not fit.
         """
-        tidy(self._folder)
+        session = self._session
+        if session.run.world.is_main:
+            tidy(self._folder)
+        self._wait()
         found = self.find(order)
         if found is None:
+            use_trained(session.prepared.optimizer)
             return None
         folder, progress = found
-        session = self._session
         session.kernel.load_weights(session.prepared.model, folder, session.run)
         session.strategy.load(folder)
-        load_random_state(folder)
+        use_trained(session.prepared.optimizer)
+        load_random_state(folder, session.run.world.rank)
         progress.best = self._still_there(progress.best)
         _log.info("%s", _where(progress.step, session.plan.total_steps))
         return progress
@@ -170,15 +184,16 @@ class Checkpoints:
             session.strategy.check(folder)
         else:
             unchecked.append(f"whether the state of optimizer and schedule in {folder} fits: the strategy offers none.")
-        load_random_state(folder)
+        load_random_state(folder, session.run.world.rank)
         return [f"goes on from {folder}, step {progress.step} of {session.plan.total_steps}."], unchecked
 
     def load_best(self, best: Best | None) -> None:
-        """Put the weights of the best checkpoint into the model, if the configuration asks for it.
+        """Put into the model what the run leaves: the optimizer's averages, or the weights of the best checkpoint.
 
         Raises:
             CheckpointError: There is none, or it was damaged since it was saved.
         """
+        use_averages(self._session.prepared.optimizer)
         if not self._retention.load_best:
             return
         if best is None:
@@ -190,13 +205,34 @@ class Checkpoints:
         self._session.kernel.load_weights(self._session.prepared.model, folder, self._session.run)
         _log.info("the model is that of %s, evaluation loss %.6g", folder.name, best.eval_loss)
 
+    def _write(self, folder: Path, progress: Progress) -> None:
+        session = self._session
+        model, world = session.prepared.model, session.run.world
+        state = lambda: session.strategy.full_state(model)  # noqa: E731
+        with averaged(session.prepared.optimizer):
+            session.kernel.save_model(model, state, session.tokenizer, folder, session.run)
+            session.strategy.save(folder)
+        save_random_state(folder, world.rank)
+        if world.is_main:
+            (folder / STATE).write_bytes(msgspec.json.format(msgspec.json.encode(progress), indent=2))
+
+    def _wait(self) -> None:
+        """Wait until all processes are here."""
+        self._session.strategy.reduce_sum(torch.zeros(1))
+
     def _chosen(self) -> Path | None:
-        training = self._session.run.config.training
+        training, began = self._session.run.config.training, restarted_after()
+        own = [path for path in last_written_first(self._folder) if began is not None and written_at(path) >= began]
+        own = [path for path in own if not incompleteness(path)]
+        if own:
+            return own[0]
         if training.resume_from_checkpoint:
             folder = Path(self._session.run.locate(training.resume_from_checkpoint))
             problem = incompleteness(folder)
             if problem:
-                raise CheckpointError(f"training.resume_from_checkpoint: cannot go on from {folder}: {problem}.")
+                raise CheckpointError(
+                    f"training.resume_from_checkpoint: cannot go on from {folder}: {problem}.{self._others(folder)}"
+                )
             return folder
         for folder in last_written_first(self._folder) if training.try_resume_from_last_checkpoint else ():
             problem = incompleteness(folder)
@@ -204,6 +240,14 @@ class Checkpoints:
                 return folder
             _log.warning("%s is passed over: %s", folder, problem)
         return None
+
+    def _others(self, folder: Path) -> str:
+        """Return which checkpoints there are beside a folder that is none, or else in the run's own folder."""
+        for place in (folder.parent, folder, self._folder):
+            found = [path.name for _, path in checkpoints_in(place)]
+            if found:
+                return f" In {place} there are: {', '.join(found)}."
+        return ""
 
     def _still_there(self, best: Best | None) -> Best | None:
         if best is None or not incompleteness(self._folder / f"checkpoint-{best.step}"):
@@ -237,7 +281,7 @@ def _check_order(folder: Path, progress: Progress, order: Mapping[str, int | str
     """Refuse to go on within an epoch whose order would be another one: samples would be repeated or left out."""
     saved = progress.order
     changed = [f"{key} was {saved.get(key)}, now {value}" for key, value in order.items() if saved.get(key) != value]
-    if progress.micro_batches and changed:
+    if progress.examples and changed:
         raise CheckpointError(
             f"cannot go on from {folder}, which stands within an epoch: {'; '.join(changed)}. "
             "Set it back, or go on from a checkpoint at the end of an epoch."
@@ -249,6 +293,5 @@ def _check_order(folder: Path, progress: Progress, order: Mapping[str, int | str
 def _bytes_of(session: Session) -> int:
     """Return the bytes that the first checkpoint takes at least: what is trained, and the optimizer's state of it."""
     trained: Iterator[torch.Tensor] = (p for p in session.prepared.model.parameters() if p.requires_grad)
-    states: Mapping[Any, Mapping[str, Any]] = getattr(session.prepared.optimizer, "state", {})
-    kept = (value for state in states.values() for value in state.values() if isinstance(value, torch.Tensor))
+    kept = (tensor for _, tensor in tensors_in(session.prepared.optimizer.state_dict()["state"]))
     return sum(tensor.numel() * tensor.element_size() for tensor in (*trained, *kept))

@@ -5,8 +5,7 @@ With `P` the model's parameters (tied ones once) and `T` those that train:
 - weights: the bytes of `P` and of the buffers, as they are.
 - gradients: the bytes of `T`, in the number format of the weights; of the largest of `T` where each is freed when its
   weight was stepped.
-- optimizer: the optimizer takes a step on the miniature, and each tensor of its state is scaled by the dimensions of
-  the parameter that it belongs to (see `_state`); nothing is known about optimizers by name.
+- optimizer: it takes a step on tensors without storage (see `_optimizer_state`); nothing is known about it by name.
 - activations and logits: the largest micro-batch of the first epoch goes forward and backward through the model and the
   loss of the run on tensors without storage (see `_simulation`), and what is alive is counted.
 
@@ -18,23 +17,23 @@ optimizer's state, when there are no activations, and from memory that was kept.
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from oumi_kernel.config import TrainingParams
-from oumi_kernel.contracts import Session
+from oumi_kernel.contracts import Session, World
 from oumi_kernel.rehearsal import Amount, Estimate
+from oumi_plugins.trainers._examples import token_counts
 from oumi_plugins.trainers._fitting import advice
 from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._free import free_memory
-from oumi_plugins.trainers._order import epoch_order
+from oumi_plugins.trainers._optimizer_state import state_of
+from oumi_plugins.trainers._order import OrderedBatches
 from oumi_plugins.trainers._simulation import Usage, simulate
 from oumi_plugins.trainers.sft import SftParams
 
@@ -57,30 +56,31 @@ def estimate(
     training = session.run.config.training
     parameters = list(skeleton.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    weights, state = _bytes([*parameters, *skeleton.buffers()]), _optimizer_bytes(session, parameters)
-    examples = _largest(session.examples["train"], training)
+    weights, state = _bytes([*parameters, *skeleton.buffers()]), state_of(session, skeleton)
+    world = session.run.world
+    examples = _largest(session.examples["train"], training, world)
 
     def simulated(settings: TrainingParams) -> Usage | str:
-        batch = session.collators["train"](_largest(session.examples["train"], settings))
+        batch = session.collators["train"](_largest(session.examples["train"], settings, world))
         return simulate(skeleton, batch, settings, params, asked)
 
     def stepping(usage: Usage | str) -> int:
         most = max(usage.forward, usage.backward) if isinstance(usage, Usage) else _bytes(trained)
-        return (state or 0) + most
+        return state.bytes + most
 
     def peak_with(settings: TrainingParams) -> int | None:
         usage = simulated(settings)
         keeps = keeps_freed and not settings.enable_gradient_checkpointing
-        step, saving = stepping(usage), (state or 0) + _saving(settings, weights, state or 0)
+        step, saving = stepping(usage), _saving(settings, weights, state.saved_bytes) + state.saved_bytes
         return weights + max(step + round(KEPT * keeps * step), saving) if isinstance(usage, Usage) else None
 
     usage, keeps_freed = simulated(training), getattr(session.strategy, "keeps_freed_memory", False)
     kept = round(KEPT * stepping(usage)) if keeps_freed else 0
-    peak = weights + max(stepping(usage) + kept, (state or 0) + _saving(training, weights, state or 0))
+    peak = weights + max(stepping(usage) + kept, _saving(training, weights, state.saved_bytes) + state.saved_bytes)
     gradients, passes = _gradients(trained, params), _passes(usage, sum(len(one["input_ids"]) for one in examples))
     device, free = free_memory()
     if free is not None and peak > free:
-        held = {"weights": weights, "gradients": gradients.bytes or 0, "optimizer state": state or 0}
+        held = {"weights": weights, "gradients": gradients.bytes or 0, "optimizer state": state.bytes}
         held["activations and logits"] = sum(amount.bytes or 0 for amount in passes)
         notes = [*notes, *advice(held, training, peak_with, free)]
     return Estimate(
@@ -90,13 +90,13 @@ def estimate(
         memory=(
             Amount(what="weights", bytes=weights, how="every parameter once"),
             gradients,
-            Amount(what="optimizer state", bytes=state, how="as a step on a small model left it"),
+            Amount(what="optimizer state", bytes=state.known, how="as a step without numbers leaves it"),
             *passes,
             *([Amount(what="allocator", bytes=kept, how="freed memory that is kept for speed")] if kept else []),
         ),
         peak_bytes=peak,
         free_bytes=free,
-        disk=tuple(_disk(session, weights, state or 0, params.save_total_limit)),
+        disk=tuple(_disk(session, weights, state.saved_bytes, params.save_total_limit)),
         free_disk_bytes=shutil.disk_usage(_nearest(session.run.output_dir)).free,
         notes=tuple(notes),
     )
@@ -118,40 +118,12 @@ def _passes(usage: Usage | str, tokens: int) -> tuple[Amount, Amount]:
     )
 
 
-def _optimizer_bytes(session: Session, parameters: Sequence[torch.Tensor]) -> int | None:
-    """Return the bytes of the optimizer's state for the real parameters; None where it cannot be tried."""
-    small, optimizer = list(session.prepared.model.parameters()), session.prepared.optimizer
-    if len(small) != len(parameters):  # a strategy has put them together
-        return None
-    for parameter in small:
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    try:
-        optimizer.step()
-    except (RuntimeError, TypeError, ValueError):  # one that needs more than gradients
-        return None
-    finally:
-        optimizer.zero_grad(set_to_none=True)
-    return sum(_state(optimizer.state.get(one, {}), one, real) for one, real in zip(small, parameters, strict=True))
-
-
-def _state(state: Mapping[str, Any], small: torch.Tensor, real: torch.Tensor) -> int:
-    """Return the bytes of one parameter's state, from the state that a small parameter of as many dimensions has.
-
-    A side of a state's tensor that is a side of the small parameter, or all of its elements, is so for the real one
-    too; any other side is what it is for every parameter.
-    """
-    sides = dict(zip(small.shape, real.shape, strict=True)) | {small.numel(): real.numel()}
-    tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
-    return sum(math.prod(sides.get(side, side) for side in t.shape) * t.element_size() for t in tensors)
-
-
-def _largest(examples: Sequence[Any], training: TrainingParams) -> list[Any]:
+def _largest(examples: Sequence[Any], training: TrainingParams, world: World) -> list[Any]:
     """Return the examples of the micro-batch of the first epoch that has most tokens."""
-    known = getattr(examples, "lengths", None)
-    lengths = np.array([len(example["input_ids"]) for example in examples] if known is None else known, np.int64)
-    order, size = epoch_order(len(lengths), training.data_seed, 0), training.per_device_train_batch_size
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    return [examples[int(index)] for index in max(batches, key=lambda batch: int(lengths[batch].sum()))]
+    lengths = token_counts(examples)
+    batches = OrderedBatches(lengths, training.per_device_train_batch_size, seed=training.data_seed, world=world)
+    largest = max((batch for batch in batches if batch), key=lambda batch: int(lengths[batch].sum()))
+    return [examples[index] for index in largest]
 
 
 def _saving(training: TrainingParams, weights: int, state: int) -> int:

@@ -53,6 +53,12 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     report: Report
 
 
+def token_counts(examples: Sequence[Any]) -> NDArray[np.int64]:
+    """Return the tokens of each example of any sequence of examples."""
+    known = getattr(examples, "lengths", None)
+    return np.array([len(example["input_ids"]) for example in examples] if known is None else known, np.int64)
+
+
 class Examples(Sequence[Example]):
     """The examples of a split. One example is one sequence, or a pack of several.
 

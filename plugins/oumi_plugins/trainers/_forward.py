@@ -20,6 +20,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from oumi_kernel import ConfigError, Problem
 from oumi_plugins.trainers import _attention, _batch_layout
+from oumi_plugins.trainers._compiling import repeated_layers
 from oumi_plugins.trainers._cross_entropy import summed_loss, token_losses
 
 ASKED = (7, 5)
@@ -28,6 +29,8 @@ REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeEr
 """What models raise for arguments that they do not take."""
 VARLEN = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 """Attention implementations of transformers that take where sequences begin."""
+WITHOUT_BOUNDS = (None, "sdpa", "eager", "flex_attention")
+"""Those that learn from positions where sequences begin; all others are told, kernels of a hub and of plugins too."""
 LARGE = 1000.0
 """Size of logits with which the head is asked; caps of models are about 30."""
 ROUNDING, REPEATED = (1e-4, 0.03), (1e-6, 1e-3)
@@ -63,13 +66,15 @@ class Forward:
         model.eval()
         chosen = attention or self._fitting_attention(context)
         with torch.no_grad(), context() if chosen in VARLEN else nullcontext():
-            alone = [_first_logits(model, _question(model, length)) for length in ASKED]
+            alone = [_first_logits(model, _question(model, length), attention) for length in ASKED]
             if attention is None and chosen is not None:
                 _attention.register()
                 _inner(model).set_attn_implementation(chosen)
             self._ask_for_flat(alone)
             if not self.is_flat and chosen != attention:
                 _inner(model).set_attn_implementation(own)
+            if attention is not None:
+                self._refuse_what_looks_ahead(attention, alone)
             self._ask_for_chunks()
         model.train(was_training)
 
@@ -90,9 +95,11 @@ class Forward:
         """What computes up to the head, where logits are computed a chunk at a time."""
         return self._decoder
 
-    def compile(self) -> None:
-        """Compile what computes most, for any number of tokens."""
-        (self._decoder or self._model).compile(dynamic=True)
+    def compile(self, scope: str) -> None:
+        """Compile what computes most, for any number of tokens: the `model`, or each of its `layers`."""
+        parts = repeated_layers(self._model) if scope == "layers" else [self._decoder or self._model]
+        for part in parts:
+            part.compile(dynamic=True)
 
     def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[_batch_layout.Laid, int]:
         """Return a collated batch as the model reads it, and its supervised tokens."""
@@ -156,6 +163,19 @@ class Forward:
         self.is_flat = is_same and _same(again[1], together[1], REPEATED)
         self.why_padded = "" if self.is_flat else "sequences laid end to end are not kept apart by this model"
 
+    def _refuse_what_looks_ahead(self, attention: str, alone: list[torch.Tensor]) -> None:
+        """Refuse an attention with which a token reads those after it, padding among them.
+
+        Raises:
+            ConfigError: It does; transformers gives no mask to an implementation that has registered none.
+        """
+        question = _question(self._model, ASKED[0])
+        begun = question | {"input_ids": question["input_ids"][:, : ASKED[1]]}
+        if not _same(_logits(self._model, begun), alone[0][: ASKED[1]], ROUNDING):
+            message = f"with '{attention}' a token reads those after it: a model would learn nothing that helps it."
+            hint = "Its plugin must register its mask with transformers too (AttentionMaskInterface); or take sdpa."
+            raise ConfigError(Problem(code="not-served", path="model.attn_implementation", message=message, hint=hint))
+
     def _together(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the logits of each row, (tokens, vocabulary), from one flat batch of all."""
         asked, real = (
@@ -216,7 +236,7 @@ def _logits(model: nn.Module, question: Asked) -> torch.Tensor:
     return model(**question).logits[0]
 
 
-def _first_logits(model: nn.Module, question: Asked) -> torch.Tensor:
+def _first_logits(model: nn.Module, question: Asked, attention: str | None) -> torch.Tensor:
     """Return logits, where the model is asked for the first time.
 
     Raises:
@@ -227,11 +247,11 @@ def _first_logits(model: nn.Module, question: Asked) -> torch.Tensor:
     except REFUSALS as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        message = f"the model cannot compute with weights of {next(model.parameters()).dtype}: {_reason(error)}."
-        hint = "Try float32, with training.mixed_precision_dtype: bf16."
-        raise ConfigError(
-            Problem(code="not-served", path="model.torch_dtype_str", message=message, hint=hint)
-        ) from error
+        named, dtype = f" by '{attention}'" if attention else "", next(model.parameters()).dtype
+        message = f"the model cannot compute{named} with weights of {dtype}: {_reason(error)}."
+        hint = "Try float32, with training.mixed_precision_dtype: bf16" + (", or another attention." if named else ".")
+        path = "model.attn_implementation" if attention else "model.torch_dtype_str"
+        raise ConfigError(Problem(code="not-served", path=path, message=message, hint=hint)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -245,7 +265,7 @@ def _flat_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         inputs["attention_mask"] = _attention.flat_mask(batch["input_ids"].device)
         # of numpy: nobody waits for a device to read it, and it has numbers where tensors have no storage
         inputs["cu_seq_lens_q"] = np.cumsum([0, *batch["lengths"]])
-    elif implementation in VARLEN:
+    elif implementation not in WITHOUT_BOUNDS:
         inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), batch["cu_seq_lens"])
         inputs |= dict.fromkeys(("max_length_q", "max_length_k"), max(batch["lengths"]))
     return inputs

@@ -14,16 +14,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 import torch
 
 from oumi_kernel import NumericsError, StopRequested
 from oumi_kernel.config import Moments
 from oumi_kernel.contracts import Session, StepRecord, Summary
+from oumi_plugins.trainers._averages import averaged
 from oumi_plugins.trainers._batches import Batch, Batches
 from oumi_plugins.trainers._checkpoint import Checkpoints, Progress
 from oumi_plugins.trainers._numerics import FREE, Attempt, Guard
 from oumi_plugins.trainers._retention import Retention, save_is_due
+from oumi_plugins.trainers._seen import Seen, gathered
 from oumi_plugins.trainers.memory import held_by, memory_errors
 
 _log = logging.getLogger("oumi_plugins.trainers.loop")
@@ -53,14 +54,6 @@ class Objective(Protocol):
         ...
 
 
-class Seen(msgspec.Struct):
-    """What a metric sees of a batch (see `oumi_kernel.contracts.EvaluationBatch`)."""
-
-    losses: torch.Tensor
-    predictions: torch.Tensor
-    labels: torch.Tensor
-
-
 class Loop:
     """Trains a session to the end of its plan."""
 
@@ -75,7 +68,7 @@ class Loop:
         self.loss_sum = self.norm = torch.zeros((), dtype=torch.float32)
         self.rate = 0.0
         self.figures: dict[str, float] = {}
-        self.stop, self.started_at = session.stop, 0
+        self.asked, self.started_at = False, 0
         self.clock, self.clock_tokens = time.perf_counter(), 0
 
     def train(self) -> Summary:
@@ -124,18 +117,20 @@ class Loop:
         metrics = self.session.build_metrics()
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), averaged(self.session.prepared.optimizer):
             for batch, _ in self.batches.of("validation"):
                 placed = self.strategy.place(batch)
                 with self.strategy.forward_context():
-                    losses, predictions, labels = self.objective.token_losses(placed)
-                sums += torch.tensor([float(losses.double().sum()), len(labels)], dtype=torch.float64)
+                    seen = Seen(*self.strategy.compute(self.objective.token_losses, placed))
+                sums += torch.tensor([float(seen.losses.double().sum()), len(seen.labels)], dtype=torch.float64)
+                if metrics:
+                    seen = gathered(seen, self.session)
                 for metric in metrics:
-                    metric.update(Seen(losses, predictions, labels))
-                if self.stop.requested:
+                    metric.update(seen)
+                if self._is_asked():
                     break
         self.model.train()
-        if self.stop.requested:
+        if self.asked:
             return None
         total, tokens = self.strategy.reduce_sum(sums).tolist()
         figures = {"eval_loss": total / tokens}
@@ -156,7 +151,7 @@ class Loop:
     def _steps(self) -> None:
         self._end_if_asked()
         while self.progress.step < self.plan.total_steps:
-            for window in self.batches.windows(self.progress.epoch, self.progress.micro_batches):
+            for window in self.batches.windows(self.progress.epoch, self.progress.examples):
                 self._step(window)
                 self._after_step()
                 self._end_if_asked()
@@ -165,45 +160,51 @@ class Loop:
 
     def _end_if_asked(self) -> None:
         step = self.progress.step
-        if not self.stop.requested:
+        if not self._is_asked():
             return
         if step == self.started_at:
             raise StopRequested(f"asked to stop at step {step}: nothing was trained since it began, nothing is lost.")
         folder = self.checkpoints.saved.get(step) or self._save()
         raise StopRequested(f"asked to stop at step {step}; {folder} is complete.")
 
+    def _is_asked(self) -> bool:
+        """Return whether any process was asked to stop, the same answer in all of them."""
+        self.asked = bool(self.strategy.reduce_sum(torch.tensor(int(self.session.stop.requested))))
+        return self.asked
+
     def _step(self, window: list[Batch]) -> None:
-        count = sum(supervised for _, supervised in window)
-        total = self.strategy.reduce_sum(torch.tensor(count))
+        mine = [sum(supervised for _, supervised in window), sum(batch["tokens"] for batch, _ in window)]
+        total, tokens = self.strategy.reduce_sum(torch.tensor(mine)).tolist()
         before, self.loss_sum = self.loss_sum, torch.zeros_like(self.loss_sum)
         for index, (batch, _) in enumerate(window):
             placed = self.strategy.place(batch)
             with self.strategy.backward_context(last=index == len(window) - 1):
                 with self.strategy.forward_context():
-                    loss = self.objective.loss(placed)
+                    loss = self.strategy.compute(self.objective.loss, placed)
                 self.strategy.backward(loss / total)
             self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
-            self.progress.tokens += batch["tokens"]
         self.rate = self.session.prepared.scheduler.get_last_lr()[0]
+        self.loss_sum = self.strategy.reduce_sum(self.loss_sum)
         progress = self.progress
-        progress.loss_count += count
+        progress.tokens += tokens
+        progress.loss_count += total
         progress.step += 1
-        place = {"step": progress.step, "epoch": progress.epoch, "micro_batch": progress.micro_batches}
-        attempt = Attempt(**place, micro_batches=len(window), tokens=count, rate=self.rate)
+        examples = min(self.plan.effective_batch_size, self.plan.examples - progress.examples)
+        place = {"step": progress.step, "epoch": progress.epoch, "example": progress.examples}
+        attempt = Attempt(**place, examples=examples, tokens=total, rate=self.rate)
         self.norm, taken = self.guard.step(self.loss_sum / total, attempt, progress)
         self.loss_sum = before.to(taken.device) + torch.where(taken, self.loss_sum, 0)
-        progress.micro_batches += len(window)
+        progress.examples += examples
         if taken.device.type in FREE:
             self._look()
 
     def _after_step(self) -> None:
         progress, training = self.progress, self.training
-        batches = math.ceil(self.plan.examples / training.per_device_train_batch_size)
-        epoch_ends = progress.micro_batches >= batches
-        epoch = progress.epoch + progress.micro_batches / batches
+        epoch_ends = progress.examples >= self.plan.examples
+        epoch = progress.epoch + progress.examples / self.plan.examples
         if epoch_ends:
             progress.epoch += 1
-            progress.micro_batches = 0
+            progress.examples = 0
         self.session.kernel.step_end(self.session.run, self._record(epoch, epoch_ends=epoch_ends))
         self.guard.raise_failure()
         step = progress.step
@@ -213,7 +214,7 @@ class Loop:
         evaluation_is_due = ends or _is_due(training.eval_strategy, step, training.eval_steps, epoch_ends=epoch_ends)
         if self._evaluates() and evaluation_is_due:  # before the checkpoint, which then knows its figure
             self._evaluate()
-        if save_is_due(training, step, ends=ends, epoch_ends=epoch_ends) and not self.stop.requested:
+        if save_is_due(training, step, ends=ends, epoch_ends=epoch_ends) and not self._is_asked():
             self._save()
 
     def _record(self, epoch: float, *, epoch_ends: bool) -> StepRecord:

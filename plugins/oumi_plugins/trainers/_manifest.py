@@ -32,7 +32,7 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
 def last_written_first(folder: Path) -> list[Path]:
     """Return the same folders, the one that was written last first: what an earlier run left may have higher steps."""
     return [
-        path for _, _, path in sorted(((_written_at(p), step, p) for step, p in checkpoints_in(folder)), reverse=True)
+        path for _, _, path in sorted(((written_at(p), step, p) for step, p in checkpoints_in(folder)), reverse=True)
     ]
 
 
@@ -71,7 +71,7 @@ def incompleteness(folder: Path) -> str:
     return ""
 
 
-def _written_at(folder: Path) -> float:
+def written_at(folder: Path) -> float:
     """Return when a checkpoint was written, in seconds of the system's clock, also if its manifest does not say."""
     try:
         return float(json.loads((folder / MANIFEST).read_bytes())["written_at"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,12 +44,13 @@ class Unasked:
 
 def miniature(skeleton: nn.Module) -> nn.Module:
     """Return a copy of `skeleton` on the CPU whose parameters have as many dimensions as its own, but small ones."""
-    return filled(skeleton, lambda tensor: torch.zeros(small(tensor.ndim), dtype=tensor.dtype, device="cpu"))
+    return filled(skeleton, lambda tensor: torch.zeros(small(tensor.shape), dtype=tensor.dtype, device="cpu"))
 
 
-def small(dimensions: int) -> tuple[int, ...]:
-    """Return the shape of a small parameter."""
-    return SIDES.get(dimensions, OTHER_SIDES[:dimensions])
+def small(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a small parameter: as many dimensions, and a matrix as wide or as high as it was."""
+    sides = SIDES.get(len(shape), OTHER_SIDES[: len(shape)])
+    return sides if len(shape) != 2 or shape[0] < shape[1] else sides[::-1]
 
 
 def filled(skeleton: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:

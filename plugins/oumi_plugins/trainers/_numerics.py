@@ -8,7 +8,6 @@ the weights are those of the last good step whenever that is found out.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from oumi_kernel import NumericsError
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.contracts import Session
 from oumi_plugins.trainers._checkpoint import Progress
-from oumi_plugins.trainers._order import OrderedBatches
+from oumi_plugins.trainers._order import epoch_order
 
 _log = logging.getLogger("oumi_plugins.trainers.numerics")
 OVERFLOWS = 32
@@ -38,16 +37,16 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         step: Its number, from 1.
         epoch: The epoch that it is in.
-        micro_batch: The first of its micro-batches in that epoch.
-        micro_batches: Their number.
+        example: How many examples of that epoch were done before it.
+        examples: How many it has.
         tokens: Its supervised tokens.
         rate: Its learning rate.
     """
 
     step: int
     epoch: int
-    micro_batch: int
-    micro_batches: int
+    example: int
+    examples: int
     tokens: int
     rate: float
 
@@ -151,9 +150,8 @@ class Guard:
         """Return the samples that a step was lost to, what they have in common, and the way out."""
         training = self._training
         examples = self._session.examples["train"]
-        order = OrderedBatches(len(examples), training.per_device_train_batch_size, seed=training.data_seed)
-        order.go_to(attempt.epoch, attempt.micro_batch)
-        indices = [index for batch in itertools.islice(order, attempt.micro_batches) for index in batch]
+        order = epoch_order(len(examples), training.data_seed, attempt.epoch)
+        indices = order[attempt.example : attempt.example + attempt.examples]
         alone = self._not_finite_alone(indices)
         samples = [place for index in alone or indices for place in _places(examples, index)]
         if alone and len(alone) < len(indices):

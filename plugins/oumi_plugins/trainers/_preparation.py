@@ -63,8 +63,9 @@ class Preparation:
         for block in self._blocks(rows):
             key = digest(basis, block.digest.encode())
             entry = self._cache.read(key)
-            taken += len(block.rows) if entry else 0
-            summary.add(key, entry or self._prepare(key, block))
+            entry, found = (entry, len(block.rows)) if entry else self._prepare(key, block)
+            taken += found
+            summary.add(key, entry)
         contents = summary.contents()
         self._check(contents.report, summary.shortest)
         examples = self._index(contents, summary.lengths(), basis)
@@ -94,7 +95,13 @@ class Preparation:
             block.digest = seen.text()
             yield block
 
-    def _prepare(self, key: str, block: Block) -> Entry:
+    def _prepare(self, key: str, block: Block) -> tuple[Entry, int]:
+        """Return the entry of a block that is not there yet, and how many of its rows another process prepared."""
+        with self._cache.claimed(key):
+            entry = self._cache.read(key)
+            return (entry, len(block.rows)) if entry else (self._made(key, block), 0)
+
+    def _made(self, key: str, block: Block) -> Entry:
         made = _Made(self._settings)
         for start in range(0, len(block.rows), RENDERED_ROWS):
             rows = block.rows[start : start + RENDERED_ROWS]
@@ -126,11 +133,16 @@ class Preparation:
         return Examples(self._cache, key)
 
     def _check(self, report: Report, shortest: int | None) -> None:
+        if not report.used and shortest is None:
+            raise DataError(
+                f"data.{self._split}: 0 of {report.rows} rows have a supervised token, at any length. Check the roles "
+                "of the turns (a turn of the assistant is what is learned), or train_target."
+            )
         if not report.used:
-            smallest = f"; the smallest limit that keeps a row is {shortest}" if shortest else ""
             raise DataError(
                 f"data.{self._split}: 0 of {report.rows} rows have a supervised token after truncation "
-                f"(max_length={self._settings.limit}{smallest}). Raise model.model_max_length, or check train_target."
+                f"(max_length={self._settings.limit}; the smallest limit that keeps a row is {shortest}). "
+                "Raise model.model_max_length, or check train_target."
             )
 
     def _log_report(self, examples: Examples, remarks: Mapping[str, tuple[int, int, str]]) -> None:

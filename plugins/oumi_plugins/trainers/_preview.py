@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from oumi_kernel.config import TrainingParams
-from oumi_kernel.contracts import Row
+from oumi_kernel.contracts import Row, World
 from oumi_kernel.rehearsal import Lengths, PreviewedExample, Token
-from oumi_plugins.trainers._order import epoch_order
+from oumi_plugins.trainers._examples import token_counts
+from oumi_plugins.trainers._order import OrderedBatches
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
@@ -52,12 +53,11 @@ def tokens_of(tokenizer: Any, example: Mapping[str, Any], ignore: int) -> list[T
     return found
 
 
-def lengths_of(examples: Sequence[Any], training: TrainingParams, ignore: int) -> Lengths:
+def lengths_of(examples: Sequence[Any], training: TrainingParams, ignore: int, world: World) -> Lengths:
     """Return how long examples are, and how much padding the batches of the first epoch would have."""
-    known = getattr(examples, "lengths", None)
-    lengths = np.array([len(example["input_ids"]) for example in examples] if known is None else known, np.int64)
+    lengths = token_counts(examples)
     supervised = sum(int(np.count_nonzero(np.asarray(example["labels"][1:]) != ignore)) for example in examples)
-    batches = micro_batches(lengths, training)
+    batches = micro_batches(lengths, training, world)
     padded = sum(int(batch.max()) * len(batch) for batch in batches)
     total = int(lengths.sum())
     median, p95 = np.percentile(lengths, (50, 95), method="inverted_cdf")
@@ -72,11 +72,10 @@ def lengths_of(examples: Sequence[Any], training: TrainingParams, ignore: int) -
     )
 
 
-def micro_batches(lengths: Any, training: TrainingParams) -> list[Any]:
-    """Return the lengths of the examples of each micro-batch of the first epoch."""
-    ordered = lengths[epoch_order(len(lengths), training.data_seed, 0)]
-    size = training.per_device_train_batch_size
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+def micro_batches(lengths: Any, training: TrainingParams, world: World) -> list[Any]:
+    """Return the lengths of the examples of each micro-batch that this process has in the first epoch."""
+    size, seed = training.per_device_train_batch_size, training.data_seed
+    return [lengths[batch] for batch in OrderedBatches(lengths, size, seed=seed, world=world) if batch]
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> str:

@@ -14,6 +14,7 @@ import msgspec
 
 from oumi_kernel import CheckpointError, dump
 from oumi_kernel.config import TrainingConfig
+from oumi_kernel.contracts import Plan
 
 _log = logging.getLogger("oumi_plugins.trainers.settings")
 Setting = bool | int | float | str | None
@@ -32,9 +33,13 @@ WITHOUT_EFFECT = set(
     "include_performance_metrics include_alternative_mfu_metrics empty_device_cache_steps save_steps save_epoch "
     "save_final_model resume_from_checkpoint try_resume_from_last_checkpoint eval_strategy eval_steps "
     "metrics_function metrics_kwargs per_device_eval_batch_size dataloader_num_workers dataloader_prefetch_factor "
-    "dataloader_persistent_workers dataloader_main_process_only max_steps num_train_epochs".split()
+    "dataloader_persistent_workers dataloader_main_process_only max_steps num_train_epochs "
+    "per_device_train_batch_size gradient_accumulation_steps".split()
 )
-"""What does not change what is learned, or does so only by the number of steps."""
+"""What does not change what is learned, or does so only by the number of steps or of the examples of a step."""
+
+OF_EVALUATION = {"eval_strategy", "eval_steps"}
+"""What does change it where the learning rate follows the evaluation loss."""
 
 _WITHOUT_EFFECT = {"save_total_limit", "load_best_model_at_end"} | {
     "gradient_checkpointing_mode",
@@ -45,17 +50,21 @@ _WITHOUT_EFFECT = {"save_total_limit", "load_best_model_at_end"} | {
 """The same among the trainer's own parameters."""
 
 
-def settings_of(config: TrainingConfig, total_steps: int) -> dict[str, Setting]:
-    """Return what the result of a run depends on, by key."""
+def settings_of(config: TrainingConfig, plan: Plan, *, follows_evaluation: bool) -> dict[str, Setting]:
+    """Return what the result of a run depends on, by key; evaluation is part of it where the learning rate follows."""
     tree = dump(config)
-    training = {name: value for name, value in tree["training"].items() if name not in WITHOUT_EFFECT}
+    without_effect = WITHOUT_EFFECT - OF_EVALUATION if follows_evaluation else WITHOUT_EFFECT
+    training = {name: value for name, value in tree["training"].items() if name not in without_effect}
     training["trainer_kwargs"] = {k: v for k, v in training["trainer_kwargs"].items() if k not in _WITHOUT_EFFECT}
     model = {
         name: value for name, value in tree["model"].items() if name != "model_name"
     }  # weights are the checkpoint's
     values = {f"training.{name}": value for name, value in training.items()}
     values |= {f"model.{name}": value for name, value in model.items()}
-    values |= {"data.train": tree["data"]["train"], "peft": tree["peft"], "the number of steps": total_steps}
+    values |= {"data.train": tree["data"]["train"], "peft": tree["peft"]}
+    values |= {"the number of steps": plan.total_steps, "the examples of a step": plan.effective_batch_size}
+    if follows_evaluation:
+        values["data.validation"] = tree["data"]["validation"]
     return {key: _kept(value) for key, value in values.items()}
 
 

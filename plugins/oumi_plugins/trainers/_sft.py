@@ -16,7 +16,9 @@ from oumi_kernel.config import TrainTarget
 from oumi_kernel.contracts import Plan, Row, Run, Session, Summary
 from oumi_kernel.plugins.slots import filled_splits
 from oumi_kernel.rehearsal import Estimate, Lengths, PreviewedExample, token_view
+from oumi_plugins.trainers._batches import IGNORE
 from oumi_plugins.trainers._cache import Cache, user_folder
+from oumi_plugins.trainers._compiling import repeated_layers
 from oumi_plugins.trainers._encoding import Settings, limit_of
 from oumi_plugins.trainers._estimate import estimate
 from oumi_plugins.trainers._examples import Examples
@@ -33,7 +35,6 @@ from oumi_plugins.trainers._small import NotSmall, small_model
 from oumi_plugins.trainers.sft import SftParams
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
-IGNORE = -100
 MAX_SKIPPED = 3
 
 
@@ -45,6 +46,8 @@ class SftTrainer:
         self._retention = Retention(params.save_total_limit, params.load_best_model_at_end)
         check_load_best(run.config, self._retention)
         check_savings(run.config.training, params)
+        if params.compile_scope != "model" and not run.config.training.compile:
+            _log.warning("training.trainer_kwargs.compile_scope: no effect while training.compile is false.")
         ignore = run.config.training.label_ignore_index
         self._ignore = IGNORE if ignore is None else ignore
 
@@ -67,14 +70,14 @@ class SftTrainer:
         """Return the number of optimizer steps; the last window of an epoch may be smaller and counts."""
         training = self._run.config.training
         count = len(examples["train"])
-        batch = training.per_device_train_batch_size
-        per_epoch = math.ceil(math.ceil(count / batch) / training.gradient_accumulation_steps)
+        together = training.per_device_train_batch_size * self._run.world.size
+        per_epoch = math.ceil(math.ceil(count / together) / training.gradient_accumulation_steps)
         by_epochs = math.ceil(round(per_epoch * training.num_train_epochs, 6))  # 0.55 * 100 is more than 55
         return Plan(
             total_steps=training.max_steps if training.max_steps > 0 else by_epochs,
             steps_per_epoch=per_epoch,
             examples=count,
-            effective_batch_size=batch * training.gradient_accumulation_steps,
+            effective_batch_size=together * training.gradient_accumulation_steps,
         )
 
     def parameter_groups(self, model: nn.Module) -> Sequence[dict[str, Any]]:
@@ -87,7 +90,7 @@ class SftTrainer:
 
     def lengths(self, examples: Sequence[Any]) -> Lengths:
         """Return how long the examples of a split are."""
-        return lengths_of(examples, self._run.config.training, self._ignore)
+        return lengths_of(examples, self._run.config.training, self._ignore, self._run.world)
 
     def miniature(self, skeleton: nn.Module) -> nn.Module:
         """Return a model like `skeleton` whose every parameter is small."""
@@ -95,6 +98,8 @@ class SftTrainer:
 
     def rehearse(self, session: Session, skeleton: nn.Module) -> Estimate:
         """Do what training does before its first step, and estimate what it needs."""
+        if self._run.config.training.compile and self._params.compile_scope == "layers":
+            repeated_layers(skeleton)
         unasked = self._ask_in_small(session, skeleton)
         save_memory(session, self._params)
         notes, unchecked = Loop(session, Unasked(self._ignore), self._retention).rehearse(skeleton)
@@ -150,8 +155,8 @@ class SftTrainer:
         _log.info("batches are padded: %s", forward.why_padded)
 
     def compile(self) -> None:
-        """Compile the model."""
-        self._forward.compile()
+        """Compile the model or its layers."""
+        self._forward.compile(self._params.compile_scope)
 
     def supervise(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], int]:
         """Return a collated batch on the host as the model reads it, and its supervised tokens."""

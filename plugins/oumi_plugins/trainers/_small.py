@@ -59,9 +59,10 @@ def small_model(skeleton: nn.Module, device: torch.device) -> PreTrainedModel:
 
 
 def _built(real: PreTrainedModel, config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    kind: Any = type(real)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return type(real)._from_config(copy.deepcopy(config), dtype=dtype).to(device)
+        return kind._from_config(copy.deepcopy(config), dtype=dtype).to(device)
 
 
 def _compute(model: PreTrainedModel) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from oumi_plugins.trainers._layout import Layout, Part, parts_of
-from oumi_plugins.trainers._stand_ins import CALLS, fields, is_blank, stand_in
+from oumi_plugins.trainers._stand_ins import CALLS, fields, stand_in
+from oumi_plugins.trainers._talk import Talk, kind
 
 REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What a template raises for a conversation that it cannot render."""
@@ -48,6 +49,9 @@ class Prompt:
         return self.text != self.without or not before.removeprefix(self.text).strip()
 
 
+_Behind = tuple[Prompt | None, str | None, str | None]
+
+
 class Template:
     """The chat template of a tokenizer, with the variables that it is given."""
 
@@ -60,7 +64,7 @@ class Template:
         special = sorted({token.content for token in added if token.special}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
         self._layouts: dict[Any, Layout | None] = {}
-        self._prompts: dict[Any, tuple[Prompt | None, str | None]] = {}
+        self._prompts: dict[Any, _Behind] = {}
         self._probes: dict[Any, tuple[Ends, str]] = {}
 
     def source(self, tools: Any) -> str:
@@ -92,12 +96,12 @@ class Template:
 
     def layout(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> Layout | None:
         """Return the layout of this kind of conversation; None where the template refuses to write marks."""
-        kind = (repr(tools) if tools else None, *(_kind(message, turn) for turn, message in enumerate(messages)))
-        if kind not in self._layouts:
+        key = (repr(tools) if tools else None, *(kind(message, turn) for turn, message in enumerate(messages)))
+        if key not in self._layouts:
             if len(self._layouts) >= _KEPT:
                 self._layouts.clear()
-            self._layouts[kind] = self._made(messages, tools)
-        return self._layouts[kind]
+            self._layouts[key] = self._made(messages, tools)
+        return self._layouts[key]
 
     def _made(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> Layout | None:
         marked = [stand_in(message, turn) for turn, message in enumerate(messages)]
@@ -106,30 +110,24 @@ class Template:
         except REFUSALS:
             return None
         layout = Layout(parts, tail, _missing(parts, messages))
+        talk = Talk(messages, tools, "".join((*(part.before for part in parts), tail)))
         ends, opening = self._probed(tools)
         if not ends.between and not ends.final:  # the template refuses short conversations
             ends = self._ends_in(layout, messages)
         for index, part in enumerate(parts):
             if messages[part.turn]["role"] == "assistant":
                 previous = parts[index - 1].turn if index else None
-                part.header = self._header(marked[: part.turn], tools, part, previous, opening)
+                part.header = self._header(talk, part, previous, opening)
                 part.closing = self._closing(ends, part, layout.after(index), final=index + 1 == len(parts))
         return layout
 
-    def _header(
-        self, before: Sequence[Mapping[str, Any]], tools: Any, part: Part, previous: int | None, opening: str
-    ) -> int:
+    def _header(self, talk: Talk, part: Part, previous: int | None, opening: str) -> int:
         """Return how much of the template's text before an assistant's turn is there when it begins to write.
 
         That is what a generation prompt has in common with it. Where the template has no such prompt, it is what the
         template writes before a turn of words alone, but for what stands between prompt and words elsewhere.
         """
-        roles = (bool(tools), *(_kind(message, turn) for turn, message in enumerate(before)))
-        if roles not in self._prompts:
-            if len(self._prompts) >= _KEPT:
-                self._prompts.clear()
-            self._prompts[roles] = self._prompt(before, tools), self._plain(before, tools)
-        prompt, plain = self._prompts[roles]
+        prompt, plain = self._asked_for(talk, part)
         if prompt is not None and prompt.turn == previous and prompt.fits(part.before):
             if prompt.text.startswith(part.before) or part.before.startswith(prompt.text):
                 return min(len(prompt.text), len(part.before))
@@ -138,6 +136,31 @@ class Template:
                 return len(common)
         header = plain if plain is not None and part.before.startswith(plain) else part.before
         return len(header) - len(opening if header.endswith(opening) else "")
+
+    def _asked_for(self, talk: Talk, part: Part) -> tuple[Prompt | None, str | None]:
+        """Return the generation prompt in the place of an assistant's turn, and the text before plain words there.
+
+        The conversation's opening and what was said last are enough, if the template writes the same before the turn
+        when that is all: so a long conversation costs what its length does. Else it is asked of all that was said.
+        """
+        near = talk.near(part.turn)
+        if near:
+            prompt, plain, before = self._behind(talk, near, talk.answered(part.turn))
+            if before == part.before:
+                return prompt and replace(prompt, turn=near[prompt.turn]), plain
+        return self._behind(talk, range(part.turn), ())[:2]
+
+    def _behind(self, talk: Talk, turns: Sequence[int], further: Sequence[int]) -> _Behind:
+        """Return the prompt behind some turns, and what stands there before plain words, and before further turns."""
+        told = [*turns, *further]
+        key = (bool(talk.tools), bool(further), *talk.kinds(told))
+        if key not in self._prompts:
+            if len(self._prompts) >= _KEPT:
+                self._prompts.clear()
+            before, tools = talk.stand_ins(turns), talk.tools
+            seen = self._around(talk.stand_ins(told), len(turns), tools)[0] if further else None
+            self._prompts[key] = self._prompt(before, tools), self._plain(before, tools), seen
+        return self._prompts[key]
 
     def _prompt(self, before: Sequence[Mapping[str, Any]], tools: Any) -> Prompt | None:
         """Return what is written to have an assistant's turn written; None if the template refuses that."""
@@ -233,15 +256,6 @@ def _missing(parts: Sequence[Part], messages: Sequence[Mapping[str, Any]]) -> li
     written = {(part.turn, which) for part in parts for which in part.texts}
     there = ((turn, which) for turn, message in enumerate(messages) for which in sorted(fields(message)))
     return [text for text in there if text not in written]
-
-
-def _kind(message: Mapping[str, Any], turn: int) -> Any:
-    """Return what a template may tell from a message besides its text."""
-    content = message.get("content")
-    if len(message) == 2 and isinstance(content, str):
-        role = message["role"]
-        return role if role == "assistant" or not is_blank(content) else (role, content)
-    return repr(stand_in(message, turn))
 
 
 def _common(left: Sequence[str], right: Sequence[str]) -> str:

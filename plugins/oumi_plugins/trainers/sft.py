@@ -45,6 +45,9 @@ class SftParams(Params):
     optimizer_in_backward: bool = False
     """Whether each weight is stepped as soon as its gradient is known, so that gradients are never there together."""
 
+    compile_scope: Literal["model", "layers"] = "model"
+    """What `training.compile` compiles: the whole model, or each layer, of which one is compiled and serves all."""
+
     def check(self) -> Iterator[tuple[str, str]]:
         """Refuse a limit of what never happens."""
         if self.max_skipped_steps is not None and self.on_nonfinite != "skip":

@@ -1,0 +1,1 @@
+"""Kernels: faster parts that are put into a model."""

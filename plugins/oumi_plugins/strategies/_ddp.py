@@ -1,0 +1,112 @@
+"""One step by several processes, each with a copy of the model.
+
+The loss of a process is its part of the step's sum, divided by the supervised tokens of all; so gradients are summed
+over processes, not averaged, and how many tokens each has makes no difference.
+"""
+
+# No postponed annotations here: DDP looks at those of its hook.
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from oumi_kernel.contracts import Prepared, Run
+from oumi_plugins.strategies._single import SingleStrategy
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others in one exchange."""
+
+
+class Computation(nn.Module):
+    """Calls a function of a model, so that what a wrapper does around `forward` happens around any such function."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what `function` returns for `arguments`."""
+        return function(*arguments)
+
+
+class DdpStrategy(SingleStrategy):
+    """How a step is done by several processes (see `oumi_kernel.contracts.Strategy`)."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._world = run.world
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", run.world.local_rank)
+        self._replica: DistributedDataParallel | None = None
+
+    def setup(self) -> None:
+        """Seed everything random. The processes meet in `prepare`, after the data is there."""
+        super().setup()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
+    def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
+        """Meet the other processes, and give each the model of the first."""
+        prepared = super().prepare(model, build)
+        if "MASTER_ADDR" not in os.environ:  # a dry run: there is nobody to meet
+            return prepared
+        self._meet()
+        self._replica = DistributedDataParallel(
+            Computation(model), find_unused_parameters=bool(self._training.ddp_find_unused_parameters)
+        )
+        self._replica.register_comm_hook(None, _sum)
+        torch.manual_seed(self._training.seed + self._world.rank)  # dropout differs between processes
+        return prepared
+
+    def _meet(self) -> None:
+        """Join the process group. Processes that were started anew must not find the addresses of those before."""
+        store, rank, size = next(distributed.rendezvous("env://"))
+        attempt = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=TIMEOUT)
+
+    def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a function of the model returns, so that its backward pass exchanges gradients."""
+        assert self._replica is not None  # noqa: S101 - a dry run computes nothing
+        return self._replica(function, *arguments) if torch.is_grad_enabled() else function(*arguments)
+
+    def backward_context(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Return a context in which gradients stay here, but for the last micro-batch."""
+        assert self._replica is not None  # noqa: S101 - a dry run computes nothing
+        return nullcontext() if last else self._replica.no_sync()
+
+    def reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all processes."""
+        if self._replica is None:
+            return values
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    def full_state(self, model: Any) -> Mapping[str, Any] | None:
+        """Return the model's weights on the first process."""
+        return super().full_state(model) if self._world.is_main else None
+
+    def save(self, directory: Path) -> None:
+        """Write the state of optimizer and schedule, which is the same in every process, once."""
+        if self._world.is_main:
+            super().save(directory)
+
+    def close(self) -> None:
+        """Leave the other processes."""
+        super().close()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _sum(state: None, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Add up the gradients of a bucket over all processes (a hook of DDP, whose own divides by their number)."""
+    work = distributed.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None  # noqa: S101 - it is there in every member of the group
+    return work.get_future().then(lambda future: future.value()[0])

@@ -1,0 +1,151 @@
+"""What an optimizer keeps for each parameter, found out by a step and not known by name.
+
+The optimizer is built a second time, over parameters of the real shapes without storage (torch's `FakeTensorMode`), and
+takes a step for one parameter after another. One whose arithmetic cannot be done without numbers has mostly made its
+state by then. Where it has not, the state is that of the miniature, on which a real step was taken, with each side that
+is a side of the small parameter, or all of its elements, replaced by that of the real one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from oumi_kernel import OumiError
+from oumi_kernel.contracts import Session
+from oumi_plugins.trainers._averages import use_averages, use_trained
+from oumi_plugins.trainers._miniature import filled
+from oumi_plugins.trainers._parameters import parameter_groups
+
+NEEDS_MORE = (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError)
+"""What a step raises that needs more than gradients, or numbers where there are none."""
+Parameters = dict[str, nn.Parameter]
+State = dict[str, dict[str, torch.Tensor]]
+"""Name of a parameter -> what is kept for it, by key; keys of mappings within are joined by `/`."""
+
+
+class OptimizerState(msgspec.Struct, frozen=True):
+    """How much an optimizer keeps.
+
+    Attributes:
+        known: Bytes while it trains; None where they could not be found out.
+        saved_bytes: Bytes in a checkpoint.
+    """
+
+    known: int | None = None
+    saved_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes while it trains, as far as they are known."""
+        return self.known or 0
+
+
+def state_of(session: Session, skeleton: nn.Module) -> OptimizerState:
+    """Return what the optimizer of a rehearsal will keep.
+
+    Args:
+        session: The session of a rehearsal; its model is the miniature.
+        skeleton: The model without weights.
+    """
+    small, real = dict(session.prepared.model.named_parameters()), dict(skeleton.named_parameters())
+    optimizer = session.prepared.optimizer
+    use_trained(optimizer)
+    if small.keys() != real.keys() or not _step(optimizer, small):  # a strategy has put parameters together
+        return OptimizerState()
+    tried, complete = _without_storage(session, skeleton)
+    found: list[int] = []
+    for switch in (use_trained, use_averages):
+        scaled = {name: _scaled(kept, small[name], real[name]) for name, kept in _of(optimizer, switch).items()}
+        counted = {name: sum(map(_bytes, kept.values())) for name, kept in _of(tried, switch).items()}
+        taken = {name: size for name, size in counted.items() if name in complete}
+        found.append(sum((scaled | taken).values()))
+    return OptimizerState(*found)
+
+
+def tensors_in(tree: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a tree of mappings with their keys, joined by `/`."""
+    if isinstance(tree, torch.Tensor):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from tensors_in(value, f"{path}/{key}")
+
+
+def _without_storage(session: Session, skeleton: nn.Module) -> tuple[Any, set[str]]:
+    """Return an optimizer that has stepped parameters without storage, and those of which its state is complete."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        with mode:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+
+    model = filled(skeleton, empty)
+    try:
+        with _quiet():
+            groups = parameter_groups(model, session.run.config.training.weight_decay)
+            optimizer = session.kernel.build_optimizer(groups, session.run)
+            use_trained(optimizer)
+        with mode:
+            stepped = {name: _step(optimizer, {name: one}) for name, one in model.named_parameters()}
+    except (OumiError, *NEEDS_MORE):
+        return None, set()
+    whole = _of(session.prepared.optimizer, use_trained)
+    kept = _of(optimizer, use_trained)
+    return optimizer, {name for name in kept if stepped[name] or kept[name].keys() >= whole.get(name, {}).keys()}
+
+
+def _step(optimizer: Any, parameters: Parameters) -> bool:
+    """Take a step with gradients of zero, and return whether that could be done."""
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            optimizer.step()
+    except NEEDS_MORE:
+        return False
+    finally:
+        for parameter in parameters.values():
+            parameter.grad = None
+    return True
+
+
+def _of(optimizer: Any, switch: Callable[[Any], None]) -> State:
+    """Return the state of an optimizer by names of parameters, once it is switched."""
+    if optimizer is None:
+        return {}
+    switch(optimizer)
+    saved = optimizer.state_dict()
+    names = {
+        i: n for group in saved["param_groups"] for i, n in zip(group["params"], group["param_names"], strict=True)
+    }
+    return {names[index]: dict(tensors_in(values)) for index, values in saved["state"].items()}
+
+
+def _scaled(kept: Mapping[str, torch.Tensor], small: torch.Tensor, real: torch.Tensor) -> int:
+    """Return the bytes of one parameter's state, from the state that a small parameter of as many dimensions has."""
+    sides = dict(zip(small.shape, real.shape, strict=True)) | {small.numel(): real.numel()}
+    return sum(math.prod(sides.get(side, side) for side in t.shape) * t.element_size() for t in kept.values())
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keep an optimizer that is built a second time from saying again what it has to say."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
