@@ -186,6 +186,18 @@ def test_a_run_that_steps_in_backward_goes_on_with_the_same_bits_either_way(trai
         assert paths[0].read_bytes() == paths[1].read_bytes(), file
 
 
+def test_several_processes_do_not_step_before_gradients_are_exchanged() -> None:
+    from oumi_kernel.contracts import Run, World
+    from oumi_kernel.loading import load_text
+    from oumi_plugins.strategies._ddp import DdpStrategy
+    from tests.conftest import minimal_yaml
+
+    loaded = load_text(minimal_yaml(), "c")
+    strategy = DdpStrategy(Run(config=loaded.config, folder=loaded.folder, world=World(0, 0, 2)))
+    with pytest.raises(ConfigError, match="a gradient is whole only after the backward pass"):
+        strategy.step_in_backward()
+
+
 class Watched(torch.optim.SGD):
     """Counts, in its group, how often it stepped, and keeps how many gradients were there each time."""
 
