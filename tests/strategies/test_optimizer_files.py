@@ -137,13 +137,13 @@ def test_a_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
     muon = build("muon", groups_of(parameters))
     step([muon], parameters, 0)
     write_optimizer(muon, tmp_path)
-    rows = groups_of(tensors())
-    rows[0]["params"], moved = rows[0]["params"][:2], rows[0]["params"][2:]
-    rows.insert(1, {**rows[0], "params": moved})
     with pytest.raises(CheckpointError, match=r"is that of Muon and AdamW\. Name that optimizer, or train anew"):
-        read_optimizer(build("adamw", rows), tmp_path)
-    with pytest.raises(CheckpointError, match="is that of other parameters"):
         read_optimizer(build("adamw", groups_of(tensors())), tmp_path)
+    write_optimizer(build("adamw", groups_of(tensors())), tmp_path)
+    fewer = groups_of(tensors())
+    fewer[0]["params"] = fewer[0]["params"][:2]
+    with pytest.raises(CheckpointError, match="is that of other parameters"):
+        read_optimizer(build("adamw", fewer), tmp_path)
 
 
 def test_a_state_that_no_checkpoint_can_hold_is_refused_with_what_it_is(tmp_path: Path) -> None:
