@@ -16,6 +16,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from oumi_kernel import ConfigError, Problem
 from oumi_kernel.contracts import Prepared, Run
 from oumi_plugins.strategies._single import SingleStrategy
 
@@ -80,6 +81,17 @@ class DdpStrategy(SingleStrategy):
         """Return a context in which gradients stay here, but for the last micro-batch."""
         assert self._replica is not None  # noqa: S101 - a dry run computes nothing
         return nullcontext() if last else self._replica.no_sync()
+
+    def step_in_backward(self) -> None:
+        """Refuse to: a gradient is whole only when all processes have added theirs.
+
+        Raises:
+            ConfigError: Always.
+        """
+        path = "training.trainer_kwargs.optimizer_in_backward"
+        message = "in several processes a gradient is whole only after the backward pass."
+        hint = "Leave it out, or train in one process."
+        raise ConfigError(Problem(code="not-served", path=path, message=message, hint=hint))
 
     def reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over all processes."""

@@ -18,9 +18,18 @@ from safetensors.torch import load_file
 from oumi_kernel import CheckpointError, ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.contracts import Prepared, Run
-from oumi_plugins.strategies._cpu import SEQUENCES_A_PACK, faster_matmul, keep_freed_memory, restore_matmul
+from oumi_plugins.strategies._cpu import (
+    SEQUENCES_A_PACK,
+    faster_matmul,
+    give_freed_memory_back,
+    is_glibc,
+    keep_freed_memory,
+    restore_matmul,
+)
+from oumi_plugins.strategies._in_backward import InBackward
 from oumi_plugins.strategies._optimizer_files import read_optimizer, write_optimizer
 from oumi_plugins.strategies._stepping import step_unless
+from oumi_plugins.trainers.memory import memory_errors
 
 SCHEDULE = "scheduler.json"
 
@@ -40,6 +49,8 @@ class SingleStrategy:
         self._dtype = dtypes.get(precision)
         self._scaler = torch.amp.GradScaler(enabled=precision is MixedPrecisionDtype.FP16)
         self._matmul: str | None = None
+        self._in_backward: InBackward | None = None
+        self.keeps_freed_memory = False
         self._prepared = Prepared(model=None, optimizer=None, scheduler=None)
 
     def setup(self) -> None:
@@ -53,11 +64,17 @@ class SingleStrategy:
         if self.device.type == "cpu":
             rows = self._training.per_device_train_batch_size
             self._matmul = faster_matmul(rows * SEQUENCES_A_PACK if self._packs else rows)
-            keep_freed_memory()
+            self._keep_memory(not self._training.enable_gradient_checkpointing)
 
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
-        """Move the model to the device, then build the optimizer over its parameters there."""
-        model.to(self.device)
+        """Move the model to the device, then build the optimizer over its parameters there.
+
+        Raises:
+            OutOfMemoryError: The device has no room for the weights.
+        """
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        with memory_errors(lambda: {"weights": size}):
+            model.to(self.device)
         optimizer, scheduler = build(model)
         self._prepared = Prepared(model=model, optimizer=optimizer, scheduler=scheduler)
         return self._prepared
@@ -82,14 +99,32 @@ class SingleStrategy:
         return nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of the loss."""
+        """Add the gradient of the loss, and step each weight whose gradient that completes if asked to."""
+        if self._in_backward is not None:
+            self._in_backward.begin(loss)
         self._scaler.scale(loss).backward()
+
+    def step_in_backward(self) -> None:
+        """From now on step each parameter in `backward`, when its gradient is complete; `step` then steps none."""
+        self._in_backward = InBackward(self._prepared.optimizer)
+        if self.device.type == "cpu":
+            self._keep_memory(False)
+
+    @property
+    def steps_in_backward(self) -> bool:
+        """Whether a step that is not finite may have changed weights before it was known to be."""
+        return self._in_backward is not None
 
     def step(self, max_norm: float | None, loss: torch.Tensor | None = None) -> torch.Tensor:
         """Clip, step and clear; returns the gradient's norm before clipping, not finite where no step was taken.
 
         In fp16 the loss scale is lowered then.
         """
+        norm = self._in_backward.end() if self._in_backward is not None else self._step(max_norm, loss)
+        self._prepared.scheduler.step()
+        return norm if loss is None else norm.masked_fill(~torch.isfinite(loss), math.nan)
+
+    def _step(self, max_norm: float | None, loss: torch.Tensor | None) -> torch.Tensor:
         model, optimizer = self._prepared.model, self._prepared.optimizer
         self._scaler.unscale_(optimizer)
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
@@ -100,9 +135,13 @@ class SingleStrategy:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         step_unless(~torch.isfinite(norm), optimizer)
         self._scaler.update()
-        self._prepared.scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _keep_memory(self, keep: bool) -> None:
+        """Keep freed memory for speed, unless the configuration asks for something that needs less memory."""
+        self.keeps_freed_memory = keep and is_glibc()
+        keep_freed_memory() if keep else give_freed_memory_back()
 
     def reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values: they are the sum already."""

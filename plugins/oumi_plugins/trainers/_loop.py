@@ -22,11 +22,10 @@ from oumi_kernel.contracts import Session, StepRecord, Summary
 from oumi_plugins.trainers._averages import averaged
 from oumi_plugins.trainers._batches import Batch, Batches
 from oumi_plugins.trainers._checkpoint import Checkpoints, Progress
-from oumi_plugins.trainers._memory import memory_errors
 from oumi_plugins.trainers._numerics import FREE, Attempt, Guard
-from oumi_plugins.trainers._recomputing import recompute_activations
 from oumi_plugins.trainers._retention import Retention, save_is_due
 from oumi_plugins.trainers._seen import Seen, gathered
+from oumi_plugins.trainers.memory import held_by, memory_errors
 
 _log = logging.getLogger("oumi_plugins.trainers.loop")
 
@@ -80,7 +79,7 @@ class Loop:
             OutOfMemoryError: The device or the host ran out of memory.
             StopRequested: The process was asked to stop; a complete checkpoint was written.
         """
-        with memory_errors():
+        with memory_errors(lambda: held_by(self.model, self.session.prepared.optimizer)):
             self._begin()
             if self.progress.evaluation_due:
                 self._evaluate()
@@ -141,8 +140,6 @@ class Loop:
 
     def _prepare_model(self) -> None:
         training = self.training
-        if training.enable_gradient_checkpointing:
-            recompute_activations(self.model, {"use_reentrant": False} | training.gradient_checkpointing_kwargs)
         if training.compile:
             self.objective.compile()
         if training.log_model_summary:

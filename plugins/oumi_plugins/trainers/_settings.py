@@ -41,7 +41,13 @@ WITHOUT_EFFECT = set(
 OF_EVALUATION = {"eval_strategy", "eval_steps"}
 """What does change it where the learning rate follows the evaluation loss."""
 
-_KEEPING = {"save_total_limit", "load_best_model_at_end"}
+_WITHOUT_EFFECT = {"save_total_limit", "load_best_model_at_end"} | {
+    "gradient_checkpointing_mode",
+    "gradient_checkpointing_every",
+    "activation_offload",
+    "optimizer_in_backward",
+}
+"""The same among the trainer's own parameters."""
 
 
 def settings_of(config: TrainingConfig, plan: Plan, *, follows_evaluation: bool) -> dict[str, Setting]:
@@ -49,7 +55,7 @@ def settings_of(config: TrainingConfig, plan: Plan, *, follows_evaluation: bool)
     tree = dump(config)
     without_effect = WITHOUT_EFFECT - OF_EVALUATION if follows_evaluation else WITHOUT_EFFECT
     training = {name: value for name, value in tree["training"].items() if name not in without_effect}
-    training["trainer_kwargs"] = {k: v for k, v in training["trainer_kwargs"].items() if k not in _KEEPING}
+    training["trainer_kwargs"] = {k: v for k, v in training["trainer_kwargs"].items() if k not in _WITHOUT_EFFECT}
     model = {
         name: value for name, value in tree["model"].items() if name != "model_name"
     }  # weights are the checkpoint's

@@ -30,6 +30,7 @@ from oumi_plugins.trainers._parameters import parameter_groups
 from oumi_plugins.trainers._preparation import Preparation
 from oumi_plugins.trainers._preview import lengths_of, previews, tokens_of
 from oumi_plugins.trainers._retention import Retention, check_load_best
+from oumi_plugins.trainers._savings import check_savings, save_memory
 from oumi_plugins.trainers._small import NotSmall, small_model
 from oumi_plugins.trainers.sft import SftParams
 
@@ -44,6 +45,7 @@ class SftTrainer:
         self._params, self._tokenizer, self._run = params, tokenizer, run
         self._retention = Retention(params.save_total_limit, params.load_best_model_at_end)
         check_load_best(run.config, self._retention)
+        check_savings(run.config.training, params)
         if params.compile_scope != "model" and not run.config.training.compile:
             _log.warning("training.trainer_kwargs.compile_scope: no effect while training.compile is false.")
         ignore = run.config.training.label_ignore_index
@@ -99,8 +101,9 @@ class SftTrainer:
         if self._run.config.training.compile and self._params.compile_scope == "layers":
             repeated_layers(skeleton)
         unasked = self._ask_in_small(session, skeleton)
+        save_memory(session, self._params)
         notes, unchecked = Loop(session, Unasked(self._ignore), self._retention).rehearse(skeleton)
-        needs = estimate(session, skeleton, self._params.save_total_limit, notes)
+        needs = estimate(session, skeleton, self._params, self._forward, notes)
         return msgspec.structs.replace(needs, unchecked=(*unasked, *unchecked))
 
     def train(self, session: Session) -> Summary:
@@ -110,6 +113,7 @@ class SftTrainer:
         allowed = self._params.max_skipped_steps
         allowed = MAX_SKIPPED if allowed is None else allowed
         allowed = allowed if self._params.on_nonfinite == "skip" else 0
+        save_memory(session, self._params)
         return Loop(session, self, self._retention, allowed).train()
 
     def begin(self, session: Session) -> None:
@@ -128,11 +132,13 @@ class SftTrainer:
 
     def _ask_in_small(self, session: Session, skeleton: nn.Module) -> list[str]:
         """Do what `begin` does with a small model of the same architecture; return what that does not tell."""
+        self._forward = Forward(skeleton, ignore=self._ignore)
         try:
             small = small_model(skeleton, next(session.prepared.model.parameters()).device)
         except NotSmall as error:
             return [f"whether this model keeps examples apart that share a batch without padding: {error}."]
-        self._check_packs(self._asked(small, session))
+        self._forward = self._asked(small, session)
+        self._check_packs(self._forward)
         return []
 
     def _check_packs(self, forward: Forward) -> None:
