@@ -38,6 +38,7 @@ from oumi_plugins.trainers._activations import Activations, activations_of
 from oumi_plugins.trainers._attention import LONGEST_EXPLICIT
 from oumi_plugins.trainers._cross_entropy import chunk_of
 from oumi_plugins.trainers._free import free_memory
+from oumi_plugins.trainers._packed import constants_bytes
 from oumi_plugins.trainers._preview import micro_batches
 
 
@@ -53,7 +54,8 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
     training = session.run.config.training
     parameters = list(skeleton.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    weights, gradients = _bytes([*parameters, *skeleton.buffers()]), _bytes(trained)
+    weights = _bytes([*parameters, *skeleton.buffers()]) + constants_bytes(skeleton)
+    gradients = _bytes(trained)
     state = _optimizer_bytes(session, parameters)
     lengths = _lengths(session.examples["train"])
     tokens, squares = _largest(lengths, training)

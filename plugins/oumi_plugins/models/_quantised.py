@@ -1,0 +1,90 @@
+"""Linear layers whose weights are quantised: which they are, how they look without weights, and what is set on them.
+
+The weights are made by bitsandbytes when transformers loads a model with a `BitsAndBytesConfig`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import AutoHfQuantizer
+from transformers.quantizers.base import get_keys_to_not_convert
+
+
+def saved_quantised(config: PretrainedConfig) -> BitsAndBytesConfig | None:
+    """Return how the weights of a model were quantised before they were saved; None: they were not."""
+    saved: Any = getattr(config, "quantization_config", None)
+    return BitsAndBytesConfig(**saved) if isinstance(saved, dict) else saved
+
+
+def with_head_whole(quantisation: BitsAndBytesConfig, model: PreTrainedModel) -> BitsAndBytesConfig:
+    """Return a quantisation that leaves out the output head and tied weights as well as what it leaves out.
+
+    The library leaves them out only where nothing else is left out, and a tied head that is quantised cannot compute.
+    """
+    kept = copy.deepcopy(quantisation)
+    kept.llm_int8_skip_modules = sorted({*(kept.llm_int8_skip_modules or ()), *get_keys_to_not_convert(model)})
+    return kept
+
+
+def quantise_skeleton(model: PreTrainedModel, quantisation: BitsAndBytesConfig) -> None:
+    """Give a model on the device `meta` the layers, parameters and constants that it has when it is loaded quantised.
+
+    The constants stand where `state_dict` finds them; nothing is computed.
+    """
+    config, dtype = with_head_whole(quantisation, model), model.dtype
+    quantiser: Any = AutoHfQuantizer.from_config(config, pre_quantized=False)
+    before = dict(model.named_modules())
+    quantiser.preprocess_model(model=model, device_map={"": "meta"}, dtype=dtype)
+    for name, layer in list(model.named_modules()):
+        if layer is before.get(name):
+            continue
+        _pack(layer, dtype)
+        if layer.bias is not None:
+            layer.bias = before[name].bias
+    quantiser.postprocess_model(model)
+    model.hf_quantizer = quantiser
+
+
+def _pack(layer: Any, dtype: torch.dtype) -> None:
+    """Replace the weight of a layer of bitsandbytes, on `meta`, by a packed one with its constants, on `meta` too."""
+    import bitsandbytes
+
+    old, weight = layer.weight, layer.weight.data.to(dtype)
+    if isinstance(old, bitsandbytes.nn.Int8Params):
+        packed, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.to(torch.float16))
+        layer.weight = bitsandbytes.nn.Int8Params(packed, requires_grad=False, CB=packed, SCB=scales)
+        return
+    settings = {
+        name: getattr(old, name) for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage")
+    }
+    packed, state = bitsandbytes.functional.quantize_4bit(weight, **settings)
+    if state.offset is not None:
+        state.offset = torch.zeros((), device="cpu")  # its value is read when the constants are listed
+    layer.weight = bitsandbytes.nn.Params4bit(
+        packed, requires_grad=False, quant_state=state, module=layer, bnb_quantized=True, **settings
+    )
+    layer.quant_state = state
+
+
+def settle(model: nn.Module) -> None:
+    """Set what a quantised layer needs to be trained and evaluated in turns.
+
+    On CPUs with bfloat16 instructions, bitsandbytes packs a 4-bit weight anew for inference when a layer is first
+    called for it: constants are rounded, and from then on no gradient goes through the layer.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return name -> layer of what bitsandbytes may quantise."""
+    return {
+        name: module for name, module in model.named_modules() if type(module) is nn.Linear or type(module) is Conv1D
+    }
