@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from oumi_kernel import ConfigError, Problem
@@ -70,7 +70,7 @@ def _keys_of(saved: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_quantisable(model: PreTrainedModel, peft: PeftParams) -> None:
+def check_quantisable(model: Any, peft: PeftParams) -> None:
     """Check what `peft` says about quantisation against the modules of a model on the device `meta`.
 
     Raises:
@@ -99,13 +99,16 @@ def check_quantisable(model: PreTrainedModel, peft: PeftParams) -> None:
         )
 
 
-def _quantised(model: PreTrainedModel, layers: dict[str, nn.Module], peft: PeftParams) -> dict[str, nn.Module]:
+def _quantised(model: Any, layers: dict[str, Any], peft: PeftParams) -> dict[str, Any]:
     asked = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=peft.llm_int8_skip_modules)
-    kept = [*(with_head_whole(asked, model).llm_int8_skip_modules or ()), *(model._keep_in_fp32_modules or ())]
+    kept = [
+        *(with_head_whole(asked, model).llm_int8_skip_modules or ()),
+        *(getattr(model, "_keep_in_fp32_modules", None) or ()),
+    ]
     return {name: layer for name, layer in layers.items() if should_convert_module(name, kept)}
 
 
-def _wrong_patterns(model: nn.Module, layers: dict[str, nn.Module], peft: PeftParams) -> Iterator[Problem]:
+def _wrong_patterns(model: nn.Module, layers: dict[str, Any], peft: PeftParams) -> Iterator[Problem]:
     ends = sorted({name.rpartition(".")[2] for name in layers})
     for index, pattern in enumerate(peft.llm_int8_skip_modules or ()):
         path = f"peft.llm_int8_skip_modules[{index}]"
@@ -123,7 +126,7 @@ def _wrong_patterns(model: nn.Module, layers: dict[str, nn.Module], peft: PeftPa
             yield _problem(path, message, f"Linear layers: {', '.join(ends)}. {hint}")
 
 
-def _wrong_sizes(quantised: dict[str, nn.Module], peft: PeftParams) -> Iterator[Problem]:
+def _wrong_sizes(quantised: dict[str, Any], peft: PeftParams) -> Iterator[Problem]:
     """Two 4-bit weights are a byte, and the bytes of a layer are read as numbers of the storage's format."""
     if peft.q_lora_bits != 4:
         return
@@ -137,7 +140,7 @@ def _wrong_sizes(quantised: dict[str, nn.Module], peft: PeftParams) -> Iterator[
             return
 
 
-def _trained(model: nn.Module, quantised: dict[str, nn.Module], peft: PeftParams) -> Iterator[Problem]:
+def _trained(model: nn.Module, quantised: dict[str, Any], peft: PeftParams) -> Iterator[Problem]:
     """Find what is to train as it is, but is quantised or holds what is; peft takes names by their ends."""
     modules = {f"{name}.": name for name, _ in model.named_modules() if name}
     weights = {f"{name}.weight.": name for name in quantised}

@@ -6,6 +6,7 @@ The weights are made by bitsandbytes when transformers loads a model with a `Bit
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import AutoHfQuantizer
 from transformers.quantizers.base import get_keys_to_not_convert
+
+FOUR_BITS = ("blocksize", "compress_statistics", "quant_type", "quant_storage")
+"""What bitsandbytes is told of a 4-bit weight."""
+PACKS_ANEW = "support_avx512bf16_for_cpu"
+"""What says of a 4-bit layer that it packs its weight anew for inference."""
 
 
 def saved_quantised(config: PretrainedConfig) -> BitsAndBytesConfig | None:
@@ -53,20 +59,17 @@ def quantise_skeleton(model: PreTrainedModel, quantisation: BitsAndBytesConfig) 
 
 def _pack(layer: Any, dtype: torch.dtype) -> None:
     """Replace the weight of a layer of bitsandbytes, on `meta`, by a packed one with its constants, on `meta` too."""
-    import bitsandbytes
-
+    library: Any = importlib.import_module("bitsandbytes")
     old, weight = layer.weight, layer.weight.data.to(dtype)
-    if isinstance(old, bitsandbytes.nn.Int8Params):
-        packed, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.to(torch.float16))
-        layer.weight = bitsandbytes.nn.Int8Params(packed, requires_grad=False, CB=packed, SCB=scales)
+    if isinstance(old, library.nn.Int8Params):
+        packed, scales, _ = library.functional.int8_vectorwise_quant(weight.to(torch.float16))
+        layer.weight = library.nn.Int8Params(packed, requires_grad=False, CB=packed, SCB=scales)
         return
-    settings = {
-        name: getattr(old, name) for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage")
-    }
-    packed, state = bitsandbytes.functional.quantize_4bit(weight, **settings)
+    settings = {name: getattr(old, name) for name in FOUR_BITS}
+    packed, state = library.functional.quantize_4bit(weight, **settings)
     if state.offset is not None:
         state.offset = torch.zeros((), device="cpu")  # its value is read when the constants are listed
-    layer.weight = bitsandbytes.nn.Params4bit(
+    layer.weight = library.nn.Params4bit(
         packed, requires_grad=False, quant_state=state, module=layer, bnb_quantized=True, **settings
     )
     layer.quant_state = state
@@ -79,11 +82,11 @@ def settle(model: nn.Module) -> None:
     called for it: constants are rounded, and from then on no gradient goes through the layer.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, PACKS_ANEW):
+            setattr(module, PACKS_ANEW, False)
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+def linear_layers(model: nn.Module) -> dict[str, Any]:
     """Return name -> layer of what bitsandbytes may quantise."""
     return {
         name: module for name, module in model.named_modules() if type(module) is nn.Linear or type(module) is Conv1D

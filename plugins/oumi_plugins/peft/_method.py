@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from oumi_kernel import Component, Params, hookimpl
-from oumi_kernel.config import PeftParams
+from oumi_kernel.config import PeftParams, TrainingConfig
 from oumi_kernel.contracts import Run
 from oumi_plugins.peft._declared import declared
 
@@ -55,10 +55,6 @@ def unserved(keys: Collection[str], own: str) -> dict[str, str]:
         for key in SECTION
         if key not in keys
     }
-    quantisation = (
-        key for key in PeftParams.__struct_fields__ if key.startswith(("q_lora", "bnb_", "llm_", "use_bnb"))
-    )
-    table |= dict.fromkeys((f"peft.{key}" for key in quantisation), NOT_YET)
     task = "models that generate text are trained; no trainer does other tasks yet."
     return table | {"peft.lora_task_type": task, "peft.peft_save_mode": NOT_YET}
 
@@ -76,6 +72,18 @@ class Method(Component):
 
     own_parameters: ClassVar[Collection[str]] = ()
     """Parameters that are not the library's."""
+
+    @classmethod
+    def requirements(cls, config: TrainingConfig) -> Mapping[str, str]:
+        """Add what quantises weights where they are."""
+        return {**cls.requires, **({"bitsandbytes": "oumi-kernel[quant]"} if config.peft.q_lora else {})}
+
+    @hookimpl
+    def oumi_model_arguments(self, params: Params, run: Run) -> Mapping[str, Any]:
+        """Return how the model's weights are quantised, if they are."""
+        from oumi_plugins.peft._quantization import model_arguments
+
+        return model_arguments(self.config_class, params, run)
 
     @hookimpl
     def oumi_apply_peft(self, params: Params, model: Any, run: Run) -> Any:

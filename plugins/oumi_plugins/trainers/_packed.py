@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 
 def is_packed(module: nn.Module) -> bool:
@@ -53,7 +52,7 @@ def unpacked(skeleton: Any) -> Any:
 class _Plain(nn.Linear):
     """A layer that computes in the number format of its weight, whatever autocast says, and returns its input's."""
 
-    def __init__(self, packed: nn.Linear, dtype: torch.dtype) -> None:
+    def __init__(self, packed: Any, dtype: torch.dtype) -> None:
         bias = packed.bias is not None
         super().__init__(packed.in_features, packed.out_features, bias=bias, device="meta", dtype=dtype)
         self.requires_grad_(False)
@@ -61,5 +60,4 @@ class _Plain(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         with torch.autocast(input.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.to(self.weight.dtype)
-            return F.linear(input.to(self.weight.dtype), self.weight, bias).to(input.dtype)
+            return super().forward(input.to(self.weight.dtype)).to(input.dtype)
