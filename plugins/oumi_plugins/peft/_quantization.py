@@ -7,14 +7,17 @@ import importlib.util
 import logging
 from typing import Any
 
+import msgspec
 import peft
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from oumi_kernel import ConfigError, Params, Problem
 from oumi_kernel.config import PeftParams, TrainingParams
 from oumi_kernel.config.derived import dtype_name
 from oumi_kernel.contracts import Run
+from oumi_kernel.report import Report
 
 
 def model_arguments(config_class: str, params: Params, run: Run) -> dict[str, Any]:
@@ -53,6 +56,35 @@ def quantisation(section: PeftParams) -> BitsAndBytesConfig:
         bnb_4bit_quant_storage=dtype_name(section.bnb_4bit_quant_storage),
         bnb_4bit_compute_dtype=dtype_name(section.bnb_4bit_compute_dtype),
     )
+
+
+def with_quantised(report: Report, model: nn.Module) -> Report:
+    """Return a report that also says which layers are quantised, how, and what their weights take now."""
+    library: Any = importlib.import_module("bitsandbytes")
+    kinds = (library.nn.Linear4bit, library.nn.Linear8bitLt)
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, kinds)]
+    four = next((layer.weight for layer in layers if isinstance(layer, kinds[0])), None)
+    dtype = next(iter({p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad}))
+    facts: dict[str, Any] = {
+        "layers": len(layers),
+        "bits": 8 if four is None else 4,
+        "parameters": sum(layer.in_features * layer.out_features for layer in layers),
+        "bytes": sum(map(_bytes, layers)),
+    }
+    facts["bytes_before"] = facts["parameters"] * dtype.itemsize
+    kind = f"{facts['bits']} bits"
+    if four is not None:
+        facts |= {"type": four.quant_type, "nested": four.compress_statistics}
+        kind += f" ({four.quant_type}{', nested' if four.compress_statistics else ''})"
+    sizes = f"{facts['bytes']:,} bytes instead of {facts['bytes_before']:,}"
+    line = f"on {len(layers):,} linear layers in {kind}: {sizes}"
+    return msgspec.structs.replace(report, lines=(*report.lines, line), facts={**report.facts, "peft.q_lora": facts})
+
+
+def _bytes(layer: nn.Module) -> int:
+    """Return the bytes of a layer's weight with its constants, which are saved with it."""
+    saved: dict[str, torch.Tensor] = layer.state_dict(keep_vars=True)
+    return sum(t.numel() * t.element_size() for name, t in saved.items() if name.partition(".")[0] != "bias")
 
 
 def adapts_quantised(config_class: str) -> bool:
