@@ -45,6 +45,7 @@ def quantise_skeleton(model: PreTrainedModel, quantisation: BitsAndBytesConfig) 
     """
     config, dtype = with_head_whole(quantisation, model), model.dtype
     quantiser: Any = AutoHfQuantizer.from_config(config, pre_quantized=False)
+    _fill_tables()
     before = dict(model.named_modules())
     quantiser.preprocess_model(model=model, device_map={"": "meta"}, dtype=dtype)
     for name, layer in list(model.named_modules()):
@@ -55,6 +56,12 @@ def quantise_skeleton(model: PreTrainedModel, quantisation: BitsAndBytesConfig) 
             layer.bias = before[name].bias
     quantiser.postprocess_model(model)
     model.hf_quantizer = quantiser
+
+
+def _fill_tables() -> None:
+    """Let bitsandbytes make the tables that it keeps for the life of the process of numbers, not of those of `meta`."""
+    library: Any = importlib.import_module("bitsandbytes")
+    library.functional.quantize_4bit(torch.zeros(1, 64), compress_statistics=True)
 
 
 def _pack(layer: Any, dtype: torch.dtype) -> None:

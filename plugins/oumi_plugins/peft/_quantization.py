@@ -58,20 +58,19 @@ def quantisation(section: PeftParams) -> BitsAndBytesConfig:
     )
 
 
-def with_quantised(report: Report, model: nn.Module) -> Report:
+def with_quantised(report: Report, model: Any) -> Report:
     """Return a report that also says which layers are quantised, how, and what their weights take now."""
     library: Any = importlib.import_module("bitsandbytes")
     kinds = (library.nn.Linear4bit, library.nn.Linear8bitLt)
     layers: list[Any] = [module for module in model.modules() if isinstance(module, kinds)]
     four = next((layer.weight for layer in layers if isinstance(layer, kinds[0])), None)
-    dtype = next(iter({p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad}))
     facts: dict[str, Any] = {
         "layers": len(layers),
         "bits": 8 if four is None else 4,
         "parameters": sum(layer.in_features * layer.out_features for layer in layers),
         "bytes": sum(map(_bytes, layers)),
     }
-    facts["bytes_before"] = facts["parameters"] * dtype.itemsize
+    facts["bytes_before"] = facts["parameters"] * model.config.dtype.itemsize
     kind = f"{facts['bits']} bits"
     if four is not None:
         facts |= {"type": four.quant_type, "nested": four.compress_statistics}

@@ -38,7 +38,7 @@ from oumi_plugins.trainers._activations import Activations, activations_of
 from oumi_plugins.trainers._attention import LONGEST_EXPLICIT
 from oumi_plugins.trainers._cross_entropy import chunk_of
 from oumi_plugins.trainers._free import free_memory
-from oumi_plugins.trainers._packed import constants_bytes
+from oumi_plugins.trainers._packed import constants_bytes, elements
 from oumi_plugins.trainers._preview import micro_batches
 
 
@@ -55,7 +55,7 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
     parameters = list(skeleton.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights = _bytes([*parameters, *skeleton.buffers()]) + constants_bytes(skeleton)
-    gradients = _bytes(trained)
+    gradients, packed = _bytes(trained), elements(skeleton)
     state = _optimizer_bytes(session, parameters)
     lengths = _lengths(session.examples["train"])
     tokens, squares = _largest(lengths, training)
@@ -70,7 +70,7 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
     device, free = free_memory()
     folder = _nearest(session.run.output_dir)
     return Estimate(
-        parameters=sum(parameter.numel() for parameter in parameters),
+        parameters=sum(packed.get(id(parameter), parameter.numel()) for parameter in parameters),
         trained=sum(parameter.numel() for parameter in trained),
         device=device,
         memory=(
