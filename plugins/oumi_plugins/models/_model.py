@@ -19,7 +19,7 @@ from oumi_kernel.contracts import Run
 from oumi_plugins.models._architecture import matches
 from oumi_plugins.models._bars import bars_on_a_terminal
 from oumi_plugins.models._names import not_found, revision
-from oumi_plugins.models._quantised import quantise_skeleton, saved_quantised, settle, with_head_whole
+from oumi_plugins.models._quantised import let_go_of_file, quantise_skeleton, saved_quantised, settle, with_head_whole
 
 _log = logging.getLogger("oumi_plugins.models.model")
 DTYPES = {
@@ -53,6 +53,8 @@ def build_model(
             options["quantization_config"] = with_head_whole(quantisation, _new(config, options))
     with _seeded(run.config.training.seed):
         model = _pretrained(params, run, config, options) if params.load_pretrained_weights else _new(config, options)
+        if "quantization_config" in options:
+            let_go_of_file(model)
         if len(tokenizer) > len(model.get_input_embeddings().weight):
             model.resize_token_embeddings(len(tokenizer))
     return _ready(model, params)

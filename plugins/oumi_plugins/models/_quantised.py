@@ -82,6 +82,13 @@ def _pack(layer: Any, dtype: torch.dtype) -> None:
     layer.quant_state = state
 
 
+def let_go_of_file(model: nn.Module) -> None:
+    """Copy weights that lie in the mapped file of the whole model, which stays in memory as long as one does."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and type(parameter) is nn.Parameter:
+            parameter.data = parameter.data.clone()
+
+
 def settle(model: nn.Module) -> None:
     """Set what a quantised layer needs to be trained and evaluated in turns.
 
