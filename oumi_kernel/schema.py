@@ -70,8 +70,17 @@ def field_docs(struct: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     for cls in reversed(struct.__mro__):
         if issubclass(cls, msgspec.Struct) and cls.__struct_fields__:
-            docs.update(_own_field_docs(cls))
+            docs.update(_own_field_docs(cls) or _described_fields(cls))
     return docs
+
+
+def _described_fields(cls: type) -> dict[str, str]:
+    """Return the descriptions in the types of a struct that was made without source."""
+    kinds = {field.name: msgspec.inspect.type_info(field.type) for field in msgspec.structs.fields(cls)}
+    extra = {name: kind.extra_json_schema for name, kind in kinds.items() if isinstance(kind, msgspec.inspect.Metadata)}
+    return {
+        name: inspect.cleandoc(text["description"]) for name, text in extra.items() if text and "description" in text
+    }
 
 
 def _own_field_docs(cls: type) -> dict[str, str]:

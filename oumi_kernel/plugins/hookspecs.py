@@ -72,8 +72,11 @@ class BuildHooks:
         """Family `kernels`: return the model with faster parts put in. Optional."""
 
     @hookspec(firstresult=True)
-    def oumi_apply_peft(self, params: Any, model: Any, run: Run) -> Any:
-        """Family `peft`: return the model with its adapter, everything else frozen."""
+    def oumi_apply_peft(self, params: Any, model: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
+        """Family `peft`: return the model with its adapter, everything else frozen.
+
+        `examples` are split -> prepared examples, for methods that begin with what the data is like.
+        """
 
     @hookspec(firstresult=True)
     def oumi_report(self, params: Any, run: Run) -> Report | None:

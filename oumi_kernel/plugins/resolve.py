@@ -9,9 +9,11 @@ from typing import Any
 
 import msgspec
 
+from oumi_kernel.adapters import adapter_of
 from oumi_kernel.component import Component, DatasetComponent
 from oumi_kernel.config.derived import peft_enabled
 from oumi_kernel.config.vocabulary import VOCABULARY
+from oumi_kernel.contracts import Run
 from oumi_kernel.errors import ConfigError, PluginError, Problem
 from oumi_kernel.loading import LoadedConfig, convert
 from oumi_kernel.plugins.catalogue import Catalogue, Entry
@@ -86,6 +88,9 @@ def resolve(loaded: LoadedConfig, catalogue: Catalogue, *, world_size: int = 1) 
     resolver = _Resolver(loaded, catalogue)
     config = loaded.config
     peft = peft_enabled(config, loaded.document.given("peft"))
+    adapter = adapter_of(Run(config=config, folder=loaded.folder))
+    if adapter is not None and not peft:
+        peft = resolver.check_adapter(adapter[0])
     for slot in slots(config, peft=peft, world_size=world_size):
         resolver.fill(slot)
     resolver.fill_collators()
@@ -139,6 +144,15 @@ class _Resolver:
             entry=entry, component=component, path=slot.path, params=params, kwargs_path=slot.kwargs_path
         )
         self.selected.append(selected)
+
+    def check_adapter(self, path: str) -> bool:
+        """Return whether an adapter trains that nobody asked for but by naming it; refuse where somebody says no."""
+        if peft_enabled(self.config, peft_section_given=True):
+            return True
+        message = "names an adapter, but training.use_peft or peft.peft_method says that none is trained."
+        hint = "Merge it into its model first, or remove that key."
+        self.problems.append(self._problem("rule", path, message, hint=hint))
+        return False
 
     def fill_collators(self) -> None:
         """Select each split's collator: its own, the training split's, or the one that its first dataset prefers."""

@@ -37,7 +37,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "the head adapted": (("--peft.lora_target_modules=[q_proj, lm_head]",), {"target_modules": ["q_proj", "lm_head"]}),
     "an expression": (
-        ('--peft.lora_target_modules=".*layers\\.1\\..*(q|k)_proj"', "--peft.lora_bias=all"),
+        (r"--peft.lora_target_modules=.*layers\.1\..*(q|k)_proj", "--peft.lora_bias=all"),
         {"target_modules": r".*layers\.1\..*(q|k)_proj", "bias": "all"},
     ),
     "some left out": (

@@ -40,12 +40,13 @@ def test_steps_equal_those_of_the_libraries_alone(train: Train, tmp_path: Path, 
     losses = reference_trainer.train(model, [ordered], rows_per_step=8, optimizer=torch.optim.SGD(trained, 0.5))
     assert run.figures("loss") == pytest.approx(losses, rel=1e-4)
     expected = get_peft_model_state_dict(model)
+    tolerance = 0.05 if way == "computed in bfloat16" else 2e-3  # sequences end to end are rounded otherwise
     found = adapter(run)
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         assert tensor.dtype == torch.float32
         assert bool(tensor.any()), name
-        torch.testing.assert_close(tensor, expected[name], rtol=2e-3, atol=2e-4, msg=name)
+        torch.testing.assert_close(tensor, expected[name], rtol=tolerance, atol=tolerance / 10, msg=name)
 
 
 @pytest.mark.parametrize("way", ["nested", "8 bits"])

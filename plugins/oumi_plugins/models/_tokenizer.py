@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from oumi_kernel import ConfigError, Problem
+from oumi_kernel.adapters import base_of
 from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
 from oumi_plugins.models._chat_template import set_chat_template
@@ -45,6 +47,8 @@ def build_tokenizer(params: ModelParams, run: Run) -> PreTrainedTokenizerBase:
 def _load(params: ModelParams, run: Run, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
     own = params.tokenizer_name is None or params.tokenizer_name == params.model_name
     name = run.locate(params.tokenizer_name or params.model_name)
+    if own and not params.tokenizer_name and not (Path(name) / "tokenizer_config.json").is_file():
+        name = base_of(run)  # an adapter that came without one
     try:
         return AutoTokenizer.from_pretrained(
             name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,8 +65,7 @@ class Method(Component):
         cls.unserved = _unserved(cls.keys)
 
     def __init__(self) -> None:
-        self._model: Any = None
-        self._report: Report | None = None
+        self._built: Any = None
         self._first: Any = None
         self._moved: frozenset[str] = frozenset()
         self._steps_with_rate = 0
@@ -82,37 +81,40 @@ class Method(Component):
         """Return how the model's weights are quantised, if they are."""
         from oumi_plugins.peft._quantization import model_arguments
 
+        self.check(run)
         return model_arguments(self.config_class, params, run)
 
     @hookimpl
-    def oumi_apply_peft(self, params: Params, model: Any, run: Run) -> Any:
+    def oumi_apply_peft(self, params: Params, model: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
         """Return the library's model around the given one: the adapter trains, everything else is frozen."""
-        from oumi_plugins.peft._adapter import adapted
+        from oumi_plugins.peft._building import build
 
-        self._model, report = adapted(model, self.config_class, self.settings(params, run), run)
-        self._report = report
+        self._built = build(model, self.config_class, self.settings(params, run), examples, run)
         if run.config.peft.q_lora:
             from oumi_plugins.peft._quantization import with_quantised
 
-            self._report = with_quantised(report, self._model)
-        return self._model
+            report = with_quantised(self._built.report, self._built.model)
+            self._built = msgspec.structs.replace(self._built, report=report)
+        return self._built.model
 
     @hookimpl
     def oumi_report(self) -> Report | None:
         """Say what is adapted."""
-        return self._report
+        return self._built.report if self._built else None
 
     @hookimpl
     def oumi_save_model(
         self, model: Any, state: Callable[[], Mapping[str, Any] | None], tokenizer: Any, directory: Path, run: Run
     ) -> bool:
         """Write the adapter as the library does, with tokenizer and chat template, and read it back to check."""
-        from oumi_plugins.peft._saving import save_adapter
+        from oumi_plugins.peft._saving import Saved, save_adapter
 
         weights = state()
         if run.world.is_main and weights is not None:
             moved = self._moved if self._is_trained else frozenset[str]()
-            save_adapter(model, weights, tokenizer, directory, moved)
+            built = self._built
+            saved = Saved(model=model, weights=weights, shapes=built.shapes, initial=built.initial, moved=moved)
+            save_adapter(saved, tokenizer, directory)
         return True
 
     @hookimpl
@@ -120,7 +122,7 @@ class Method(Component):
         """Read the adapter's weights back into the model, every one of them."""
         from oumi_plugins.peft._saving import load_adapter
 
-        load_adapter(model, directory)
+        load_adapter(model, directory / "adapter_model.safetensors", self._built.initial)
         return True
 
     @hookimpl
@@ -128,7 +130,7 @@ class Method(Component):
         """Watch the gradients of the first step."""
         from oumi_plugins.peft._gradients import FirstGradients
 
-        self._first = FirstGradients(self._model, compiled=run.config.training.compile)
+        self._first = FirstGradients(self._built.model, compiled=run.config.training.compile)
 
     @hookimpl
     def oumi_step_end(self, record: StepRecord) -> None:
@@ -138,6 +140,9 @@ class Method(Component):
         if self._first is not None:
             first, self._first = self._first, None
             self._moved = first.check()
+
+    def check(self, run: Run) -> None:
+        """Refuse what the method cannot do, before the model is read."""
 
     def settings(self, params: Params, run: Run) -> dict[str, Any]:
         """Return the fields of the config that the configuration changes."""

@@ -39,6 +39,12 @@ class Lora(Method):
         "qalora_group_size monteclora_config arrow_config kasa_config velora_config runtime_config"
     ).split()
 
+    def check(self, run: Run) -> None:
+        """Refuse starts that cannot be had, before the model is read."""
+        from oumi_plugins.peft._starts import check_start_of
+
+        check_start_of(run.config.peft.lora_init_weights)
+
     @hookimpl
     def oumi_group_parameters(
         self, params: Any, groups: Sequence[dict[str, Any]], run: Run
