@@ -292,7 +292,3 @@ class Trainer(Protocol):
     def train(self, session: Session) -> Summary:
         """Train to the end of the plan, evaluating and saving on the way, resuming where the config says so."""
         ...
-
-    def evaluate(self, session: Session) -> Mapping[str, float]:
-        """Return figures of the validation split, `eval_loss` among them: sum of token losses over their count."""
-        ...

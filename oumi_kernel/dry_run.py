@@ -93,6 +93,8 @@ def _rehearse(kernel: Kernel, run: Run, loaded: LoadedConfig, count: int, report
             estimate = rehearses.rehearse(session, skeleton)
             report.steps(session, _rates(session))
             report.estimate(estimate)
+            for what in estimate.unchecked:
+                report.missing(what)
     finally:
         strategy.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -92,6 +93,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         disk: What will be written into the output folder.
         free_disk_bytes: What is free there now.
         notes: Further facts about the first step, in sentences.
+        unchecked: What could not be checked, and why.
     """
 
     parameters: int
@@ -103,6 +105,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     disk: tuple[Amount, ...]
     free_disk_bytes: int
     notes: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -112,6 +115,19 @@ class Accounted(Protocol):
     @property
     def report(self) -> Any:
         """Rows read (`rows`), used (`used`) and dropped by reason (`dropped`), and how many lost their end (`cut`)."""
+        ...
+
+
+@runtime_checkable
+class ChecksState(Protocol):
+    """What a strategy may offer beside `Strategy`."""
+
+    def check(self, directory: Path) -> None:
+        """Raise what `load` would for what `save` wrote, without reading tensors; a dry run's model has no weights.
+
+        Raises:
+            CheckpointError: A file is missing, damaged, or does not fit the model.
+        """
         ...
 
 

@@ -171,6 +171,86 @@ def test_a_checkpoint_of_another_order_is_refused_and_a_fitting_one_is_named(
     assert re.search(r"note +goes on from first/checkpoint-1, step 1 of 2\.", capsys.readouterr().out)
 
 
+OTHERS = {
+    "another optimizer": ("--training.optimizer=adafactor",),
+    "other parameters": ('--model.freeze_layers=["embed_tokens"]',),
+    "a schedule of another kind": ("--training.lr_scheduler_type=linear",),
+    "fewer layers": ("--model.load_pretrained_weights=false", "--model.model_kwargs.num_hidden_layers=1"),
+    "more layers": ("--model.load_pretrained_weights=false", "--model.model_kwargs.num_hidden_layers=3"),
+    "wider layers": ("--model.load_pretrained_weights=false", "--model.model_kwargs.intermediate_size=192"),
+    "another number format": ("--model.torch_dtype_str=bfloat16",),
+    "another seed": ("--training.seed=7",),
+    "nothing else": (),
+}
+WITH = {"a schedule of another kind": (HELD_OUT, "--training.lr_scheduler_type=reduce_lr_on_plateau")}
+"""Flags of the run whose checkpoint is gone on from, where they are not those of the other runs."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_that_does_not_fit_is_refused_as_the_run_refuses_it(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = ("--training.output_dir=first", "--training.save_steps=1", *WITH.get(name, ()))
+    assert main(["run", "train.yaml", *first]) == 0
+    resume = ("--training.resume_from_checkpoint=first/checkpoint-1", "--training.max_steps=2", *OTHERS[name])
+    before, messages = sorted(path.name for path in Path().iterdir()), []
+    for flag in (["--dry-run"], []):
+        capsys.readouterr()
+        code = main(["run", "train.yaml", *flag, *resume])
+        found = re.findall("^error: .*", capsys.readouterr().err, re.M)
+        messages.append((code, found))
+        if flag:
+            assert sorted(path.name for path in Path().iterdir()) == before
+    assert messages[0] == messages[1]
+    assert "iterable" not in str(messages)
+    assert messages[0][0] == (0 if name in ("another number format", "nothing else") else 6)
+
+
+def test_no_tensor_of_a_checkpoint_stays_in_the_optimizer_of_a_rehearsal(folder: Path) -> None:
+    import torch
+
+    from oumi_plugins.strategies._single import _without_numbers
+
+    assert main(["run", "train.yaml", "--training.output_dir=first", "--training.save_steps=1"]) == 0
+    found = _without_numbers(Path("first/checkpoint-1/optimizer.safetensors"))
+    assert any(tensor.dim() == 2 for tensor in found.values())
+    assert all(tensor.numel() == 0 or tensor.shape == torch.Size([]) for tensor in found.values())
+
+
+def _gpt_oss(folder: Path) -> None:
+    """Put a model into the folder whose eager attention does not look at where sequences begin."""
+    from transformers import AutoTokenizer, GptOssConfig, GptOssForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "num_hidden_layers": 2}
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "pad_token_id": 0}
+    GptOssForCausalLM(GptOssConfig(**heads, **experts, **sizes)).save_pretrained(folder / "model")
+
+
+PACKED = ("--data.train.pack=true", "--data.train.stream=true", "--model.model_max_length=256")
+
+
+@pytest.mark.parametrize(("attention", "code"), [("eager", 2), ("null", 0)])
+def test_packs_that_one_attention_would_mix_are_refused_without_weights_too(
+    folder: Path, attention: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _gpt_oss(folder)
+    assert verdicts(*PACKED, f"--model.attn_implementation={attention}") == (code, code)
+    assert capsys.readouterr().err.count("this model cannot keep packed examples apart") == code
+
+
+def test_a_model_that_cannot_be_asked_in_small_is_named(folder: Path, capsys, monkeypatch) -> None:
+    import oumi_plugins.trainers._small as module
+
+    assert "not checked" not in report(capsys)
+    monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(module, "LARGEST", 0)
+    found = re.search("not checked: whether this model keeps examples apart .*", report(capsys))
+    assert found
+    assert "LlamaForCausalLM cannot be built in small (" in found[0]
+
+
 def test_no_weight_is_read_or_allocated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     import torch.nn
@@ -185,6 +265,7 @@ def test_no_weight_is_read_or_allocated(folder: Path, monkeypatch: pytest.Monkey
         original(module, name, parameter)
 
     monkeypatch.setattr(torch.nn.Module, "register_parameter", watch)
+    monkeypatch.setattr("oumi_plugins.trainers._small.SMALL", 0)  # the model of this test is small as it is
     assert main(["run", "train.yaml", "--dry-run"]) == 0
     assert 0 < largest < 10_000  # the smallest matrix of the model has 64 x 176 elements
 

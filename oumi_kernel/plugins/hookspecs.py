@@ -116,7 +116,10 @@ class BuildHooks:
 
     @hookspec(firstresult=True)
     def oumi_load_weights(self, params: Any, model: Any, directory: Path, run: Run) -> bool | None:
-        """The same component: read back into `model` what `oumi_save_model` wrote; return True."""
+        """The same component: read back into `model` what `oumi_save_model` wrote; return True.
+
+        A dry run gives a model on torch's device `meta`: raise what would be raised for the real one, read no weight.
+        """
 
 
 class Events:

@@ -14,9 +14,9 @@ import torch
 
 from oumi_kernel import CheckpointError, OutOfMemoryError
 from oumi_plugins.trainers._manifest import checkpoints_in, incompleteness, seal
-from oumi_plugins.trainers._memory import memory_errors
 from oumi_plugins.trainers._order import OrderedBatches, epoch_order
 from oumi_plugins.trainers._random_state import load_random_state, save_random_state
+from oumi_plugins.trainers.memory import memory_errors
 from tests.trainers.conftest import Train
 
 
@@ -200,6 +200,21 @@ def test_memory_that_is_not_there_is_said_with_what_to_cut() -> None:
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="mat1"), memory_errors():
         torch.zeros(2, 3) @ torch.zeros(2, 3)
+    held = {"weights": 2**30, "optimizer state": 2**31, "gradients": 0}
+    said = r"Of it: optimizer state 2\.00 GiB, weights 1\.00 GiB\. The most is optimizer state: take an optimizer with"
+    with pytest.raises(OutOfMemoryError, match=said), memory_errors(lambda: held):
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_a_model_that_the_device_has_no_room_for_is_said_to_be_too_large() -> None:
+    from tests.strategies.test_single import strategy
+
+    class TooLarge(torch.nn.Linear):
+        def to(self, *place: object) -> torch.Tensor:
+            return torch.empty(2**60, dtype=torch.uint8)
+
+    with pytest.raises(OutOfMemoryError, match="The most is weights: load weights in 16 bits"):
+        strategy().prepare(TooLarge(4096, 4096), lambda model: (None, None))
 
 
 def test_at_the_end_of_an_epoch_other_examples_are_said(train: Train, caplog) -> None:

@@ -95,6 +95,7 @@ BOARD = "--training.enable_tensorboard=true"
 DROPOUT = "--model.model_kwargs.attention_dropout=0.3"
 WORKERS = "--training.dataloader_num_workers=1"
 CHECKPOINTED = "--training.enable_gradient_checkpointing=true"
+REENTRANT = "--training.gradient_checkpointing_kwargs.use_reentrant=true"
 MIXED = ("--data.train.datasets[0].mixture_proportion=0.5", "--data.train.seed=1")
 EXPLODES = ("--training.learning_rate=1e30", "--training.max_grad_norm=null", "--training.max_steps=9")
 SKIP = "--training.trainer_kwargs.on_nonfinite=skip"
@@ -211,6 +212,16 @@ TRAINER: dict[str, list[Case]] = {
         Refused("1", "needs on_nonfinite: skip"),
         Refused("1", "at step 3, .* one more than .*max_skipped_steps .1. allows", (*EXPLODES, SKIP)),
     ],
+    "gradient_checkpointing_mode": [  # what it computes again: test_savings
+        Refused("selective", "it cannot select", (CHECKPOINTED, REENTRANT)),
+        Warned("selective", "no effect while training.enable_gradient_checkpointing is false"),
+    ],
+    "gradient_checkpointing_every": [
+        Changed("2", ("forwards",), (CHECKPOINTED,)),
+        Warned("2", "no effect while training.enable_gradient_checkpointing is false"),
+    ],
+    "activation_offload": [Refused("true", "there is no GPU", (CHECKPOINTED,))],
+    "optimizer_in_backward": [Refused("true", "nothing can be clipped")],  # what it changes: test_savings
 }
 
 MODEL: dict[str, list[Case]] = {

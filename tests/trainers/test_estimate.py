@@ -140,7 +140,9 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing_and_mixed
 
 def test_gradients_of_earlier_micro_batches_are_added(config: Path) -> None:
     once, twice = (estimated(config, f"--training.gradient_accumulation_steps={steps}") for steps in (1, 2))
-    assert twice.estimate_of_run.peak_bytes - once.estimate_of_run.peak_bytes == once.bytes_of("gradients")
+    more = twice.estimate_of_run.peak_bytes - once.estimate_of_run.peak_bytes
+    gradients = once.bytes_of("gradients")
+    assert 0.5 * gradients < more <= 1.25 * gradients  # of one micro-batch they come as activations go
 
 
 def size_of(folder: Path) -> int:
@@ -180,66 +182,71 @@ def test_free_memory_is_what_the_machine_or_its_container_has_left(tmp_path: Pat
 
 
 RUN = """
-import resource, sys
+import sys
 from oumi_kernel.cli.configuration import open_sound_config
 from oumi_kernel.plugins import resolve
 from oumi_kernel.run import run_training
-from oumi_plugins.trainers import _sft
-from oumi_plugins.strategies import _single
-from transformers.models.llama import modeling_llama
 
-if sys.argv[2] == "give back":
-    _single.keep_freed_memory = lambda: None
-with open("/proc/self/statm") as file:
-    imported = int(file.read().split()[1]) * resource.getpagesize()
 loaded, catalogue = open_sound_config(sys.argv[1], ())
 run_training(loaded, resolve(loaded, catalogue))
 with open("/proc/self/status") as file:  # ru_maxrss would begin with what the process that started this one holds
-    print(next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024 - imported)
+    print(next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024)
 """
 
 
-def measured(config: Path, freed: str) -> int:
-    """Return the peak of a real run's resident memory above that of its imports.
-
-    Args:
-        config: The configuration.
-        freed: What the allocator does with freed memory: `keep` it, as in a run, or `give back`. How much it keeps
-            depends on what is allocated in which order; with layers that are computed again it is half as much again.
-    """
-    environment = dict(os.environ)
-    if freed == "give back":
-        environment |= {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    command = [sys.executable, "-c", RUN, str(config), freed]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def measured(config: Path) -> int:
+    """Return the peak of a real run's resident memory, libraries included."""
+    done = subprocess.run([sys.executable, "-c", RUN, str(config)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
 
 
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Return what a run takes whose model is next to nothing: Python, its libraries and what these load on the way."""
+    config = configure(tmp_path_factory.mktemp("tiny"), QUICKSTART / "model", per_device_train_batch_size=1)
+    return measured(config) - estimated(config).estimate_of_run.peak_bytes
+
+
+AGAIN: dict[str, Any] = {"enable_gradient_checkpointing": True, "per_device_train_batch_size": 6}
+SELECTIVE = {"trainer_kwargs": {"gradient_checkpointing_mode": "selective"}}
+SECOND = {"trainer_kwargs": {"gradient_checkpointing_every": 2}}
+IN_BACKWARD = {"trainer_kwargs": {"optimizer_in_backward": True}, "max_grad_norm": None}
+MOST_FROZEN = {"freeze_layers": ["embed_tokens", *(f"layers.{layer}" for layer in range(8))]}
+REAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "full": ({}, {}),
+    "bf16": ({"mixed_precision_dtype": "bf16", "per_device_train_batch_size": 4}, {}),
+    "recomputed": (AGAIN, {}),
+    "selective": (AGAIN | SELECTIVE, {}),
+    "every-second": (AGAIN | SECOND, {}),
+    "in-backward": (IN_BACKWARD | {"per_device_train_batch_size": 1}, {}),
+    "accumulated": ({"gradient_accumulation_steps": 2}, {}),
+    "frozen": ({"per_device_train_batch_size": 4}, {"model": MOST_FROZEN}),
+    "packed": ({}, {"data": {"pack": True, "stream": True}}),
+    "wide-vocabulary": ({}, {"shape": {"vocab_size": 32_000, "num_hidden_layers": 4}}),
+    "saving": ({"per_device_train_batch_size": 1, "save_steps": 1}, {}),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(
-    ("training", "freed"),
-    [
-        ({"per_device_train_batch_size": 6}, "keep"),
-        ({"per_device_train_batch_size": 6, "enable_gradient_checkpointing": True}, "give back"),
-        ({"per_device_train_batch_size": 1, "save_steps": 1}, "keep"),
-    ],
-    ids=["activations", "checkpointing", "saving"],
-)
-def test_the_peak_is_that_of_a_real_run_within_a_quarter(tmp_path: Path, training: dict[str, Any], freed: str) -> None:
+@pytest.mark.parametrize("name", REAL)
+def test_the_peak_is_that_of_a_real_run_within_a_fifth(tmp_path: Path, name: str, libraries: int) -> None:
+    training, others = REAL[name]
     shutil.copytree(QUICKSTART / "model", tmp_path / "model")
     shape = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 10, "vocab_size": 2048}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
     file = tmp_path / "model/config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | shape | heads))
-    config = configure(tmp_path, tmp_path / "model", **training)
+    file.write_text(json.dumps(json.loads(file.read_text()) | shape | heads | others.get("shape", {})))
+    config = configure(tmp_path, tmp_path / "model", **({"per_device_train_batch_size": 2} | training))
+    text = json.loads(config.read_text())
+    text["model"] |= {"model_max_length": 256} | others.get("model", {})
+    text["data"]["train"] |= others.get("data", {})
+    config.write_text(json.dumps(text))
     answer = {"role": "assistant", "content": "A long answer. " * 60}
     row = json.dumps({"messages": [{"role": "user", "content": "A question?"}, answer]})
     (tmp_path / "rows.jsonl").write_text("\n".join([row] * 16))
-    found = estimated(config, "--model.model_max_length=256").estimate_of_run
-    assert found.parameters > 30_000_000
-    text = json.loads(config.read_text())
-    text["model"]["model_max_length"] = 256
-    config.write_text(json.dumps(text))
-    assert found.peak_bytes == pytest.approx(measured(config, freed), rel=0.25)
+    found = estimated(config).estimate_of_run
+    assert found.peak_bytes > 200 * 2**20
+    real = measured(config) - libraries
+    assert found.peak_bytes == pytest.approx(real, rel=0.2)

@@ -12,14 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from oumi_kernel import CheckpointError, ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.contracts import Prepared, Run
-from oumi_plugins.strategies._cpu import faster_matmul, keep_freed_memory, restore_matmul
+from oumi_plugins.strategies._cpu import (
+    faster_matmul,
+    give_freed_memory_back,
+    is_glibc,
+    keep_freed_memory,
+    restore_matmul,
+)
+from oumi_plugins.strategies._in_backward import InBackward
 from oumi_plugins.strategies._stepping import step_unless
+from oumi_plugins.trainers.memory import memory_errors
 
 TENSORS = "optimizer.safetensors"
 SCALARS = "optimizer.json"
@@ -41,6 +49,8 @@ class SingleStrategy:
         self._dtype = dtypes.get(precision)
         self._scaler = torch.amp.GradScaler(enabled=precision is MixedPrecisionDtype.FP16)
         self._matmul: str | None = None
+        self._in_backward: InBackward | None = None
+        self.keeps_freed_memory = False
         self._prepared = Prepared(model=None, optimizer=None, scheduler=None)
 
     def setup(self) -> None:
@@ -53,11 +63,17 @@ class SingleStrategy:
         torch.use_deterministic_algorithms(deterministic)
         if self.device.type == "cpu":
             self._matmul = faster_matmul()
-            keep_freed_memory()
+            self._keep_memory(not self._training.enable_gradient_checkpointing)
 
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
-        """Move the model to the device, then build the optimizer over its parameters there."""
-        model.to(self.device)
+        """Move the model to the device, then build the optimizer over its parameters there.
+
+        Raises:
+            OutOfMemoryError: The device has no room for the weights.
+        """
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        with memory_errors(lambda: {"weights": size}):
+            model.to(self.device)
         optimizer, scheduler = build(model)
         self._prepared = Prepared(model=model, optimizer=optimizer, scheduler=scheduler)
         return self._prepared
@@ -78,14 +94,32 @@ class SingleStrategy:
         return nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of the loss."""
+        """Add the gradient of the loss, and step each weight whose gradient that completes if asked to."""
+        if self._in_backward is not None:
+            self._in_backward.begin(loss)
         self._scaler.scale(loss).backward()
+
+    def step_in_backward(self) -> None:
+        """From now on step each parameter in `backward`, when its gradient is complete; `step` then steps none."""
+        self._in_backward = InBackward(self._prepared.optimizer)
+        if self.device.type == "cpu":
+            self._keep_memory(False)
+
+    @property
+    def steps_in_backward(self) -> bool:
+        """Whether a step that is not finite may have changed weights before it was known to be."""
+        return self._in_backward is not None
 
     def step(self, max_norm: float | None, loss: torch.Tensor | None = None) -> torch.Tensor:
         """Clip, step and clear; returns the gradient's norm before clipping, not finite where no step was taken.
 
         In fp16 the loss scale is lowered then.
         """
+        norm = self._in_backward.end() if self._in_backward is not None else self._step(max_norm, loss)
+        self._prepared.scheduler.step()
+        return norm if loss is None else norm.masked_fill(~torch.isfinite(loss), math.nan)
+
+    def _step(self, max_norm: float | None, loss: torch.Tensor | None) -> torch.Tensor:
         model, optimizer = self._prepared.model, self._prepared.optimizer
         self._scaler.unscale_(optimizer)
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
@@ -96,9 +130,13 @@ class SingleStrategy:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         step_unless(~torch.isfinite(norm), optimizer)
         self._scaler.update()
-        self._prepared.scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _keep_memory(self, keep: bool) -> None:
+        """Keep freed memory for speed, unless the configuration asks for something that needs less memory."""
+        self.keeps_freed_memory = keep and is_glibc()
+        keep_freed_memory() if keep else give_freed_memory_back()
 
     def reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values: they are the sum already."""
@@ -136,8 +174,23 @@ class SingleStrategy:
         Raises:
             CheckpointError: A file cannot be read, or its state is that of other parameters or settings.
         """
+        self._restore(directory, load_file)
+
+    def check(self, directory: Path) -> None:
+        """Raise what `load` would, without reading a tensor, and go on as if nothing had been read.
+
+        Raises:
+            CheckpointError: As `load` does.
+        """
+        parts = self._prepared.optimizer, self._prepared.scheduler, self._scaler
+        before = [part.state_dict() for part in parts]
+        self._restore(directory, _without_numbers)
+        for part, state in zip(parts, before, strict=True):
+            part.load_state_dict(state)
+
+    def _restore(self, directory: Path, read: Callable[[Path], Mapping[str, torch.Tensor]]) -> None:
         try:
-            tensors = load_file(directory / TENSORS)
+            tensors = read(directory / TENSORS)
             record = json.loads((directory / SCALARS).read_bytes())
             schedule = json.loads((directory / SCHEDULE).read_bytes())
             self._restore_optimizer(tensors, record, directory)
@@ -149,13 +202,13 @@ class SingleStrategy:
 
     def _restore_optimizer(self, tensors: Mapping[str, Any], record: Mapping[str, Any], directory: Path) -> None:
         optimizer = self._prepared.optimizer
+        if record["optimizer"] != type(optimizer).__name__:
+            message = f"the optimizer's state in {directory} is that of {record['optimizer']}."
+            raise CheckpointError(f"{message} Name that optimizer, or train anew.")
         now = optimizer.state_dict()["param_groups"]
         groups = [_like(saved, current) for saved, current in zip(record["param_groups"], now, strict=False)]
         if [group.get("param_names") for group in groups] != [group.get("param_names") for group in now]:
             raise CheckpointError(f"the optimizer's state in {directory} is that of other parameters.")
-        if record["optimizer"] != type(optimizer).__name__:
-            message = f"the optimizer's state in {directory} is that of {record['optimizer']}."
-            raise CheckpointError(f"{message} Name that optimizer, or train anew.")
         indices = {name: index for index, name in _names(now).items()}
         state: dict[int, dict[str, Any]] = {indices[name]: dict(values) for name, values in record["state"].items()}
         for key, tensor in tensors.items():
@@ -171,6 +224,12 @@ class SingleStrategy:
 def _names(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """Return the optimizer's index of each parameter with the parameter's name."""
     return {i: name for group in groups for i, name in zip(group["params"], group["param_names"], strict=True)}
+
+
+def _without_numbers(file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file without their elements; such as have no dimension are zero."""
+    with safe_open(file, "pt") as opened:
+        return {name: torch.zeros([0] * len(opened.get_slice(name).get_shape())) for name in opened.keys()}  # noqa: SIM118
 
 
 def _like(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
@@ -41,6 +42,11 @@ def register() -> None:
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
 
 
+def forget_masks() -> None:
+    """Let go of the masks that are kept for further batches."""
+    _bias.cache_clear()
+
+
 @torch.compiler.disable
 def attend(
     module: nn.Module,
@@ -58,7 +64,7 @@ def attend(
         key: Keys, (1, K, T, D).
         value: Values, (1, K, T, D).
         attention_mask: That of `flat_mask` for a flat batch; any other batch goes to `sdpa` with its mask.
-        options: `cu_seq_lens_q`, int32 (sequences + 1,) on the host, where each sequence begins and the last one ends;
+        options: `cu_seq_lens_q`, a numpy array (sequences + 1,), where each sequence begins and the last one ends;
             `scaling`, `dropout`, `sliding_window`, `softcap` and `s_aux` as transformers passes them.
 
     Returns:
@@ -71,13 +77,13 @@ def attend(
     """
     bounds = options.pop("cu_seq_lens_q", None)
     if bounds is None and attention_mask is None and query.shape[0] == 1:
-        bounds = torch.tensor([0, query.shape[2]])
+        bounds = np.array([0, query.shape[2]])
     if bounds is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # pyright: ignore[reportReturnType]
     for name in _UNKNOWN:
         if options.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
-    lengths: list[int] = bounds.diff().tolist()
+    lengths: list[int] = np.diff(bounds).tolist()
     parts = zip(*(_cast(states[0]).split(lengths, dim=1) for states in (query, key, value)), strict=True)
     outputs = [_one(*part, options=options) for part in parts]
     return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0), None

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from oumi_kernel import CheckpointError
 from oumi_kernel.contracts import Session
 from oumi_kernel.disk import cannot_write, require_space
+from oumi_kernel.rehearsal import ChecksState
 from oumi_plugins.trainers._manifest import (
     MANIFEST,
     STATE,
@@ -149,6 +150,28 @@ class Checkpoints:
         _check_order(folder, progress, order)
         check_settings(folder, progress.settings, self._settings)
         return folder, progress
+
+    def rehearse(self, order: Mapping[str, int | str], skeleton: Any) -> tuple[list[str], list[str]]:
+        """Do what `resume` does without reading a weight; return what there is to say, and what could not be checked.
+
+        Args:
+            order: What the order of samples of this run follows from.
+            skeleton: The model on the device `meta`.
+
+        Raises:
+            CheckpointError: What `resume` would raise.
+        """
+        found = self.find(order)
+        if found is None:
+            return [], []
+        (folder, progress), session, unchecked = found, self._session, list[str]()
+        session.kernel.load_weights(skeleton, folder, session.run)
+        if isinstance(session.strategy, ChecksState):
+            session.strategy.check(folder)
+        else:
+            unchecked.append(f"whether the state of optimizer and schedule in {folder} fits: the strategy offers none.")
+        load_random_state(folder)
+        return [f"goes on from {folder}, step {progress.step} of {session.plan.total_steps}."], unchecked
 
     def load_best(self, best: Best | None) -> None:
         """Put the weights of the best checkpoint into the model, if the configuration asks for it.

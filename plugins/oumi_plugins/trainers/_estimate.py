@@ -3,19 +3,16 @@
 With `P` the model's parameters (tied ones once) and `T` those that train:
 
 - weights: the bytes of `P` and of the buffers, as they are.
-- gradients: the bytes of `T`, in the number format of the weights.
+- gradients: the bytes of `T`, in the number format of the weights; of the largest of `T` where each is freed when its
+  weight was stepped.
 - optimizer: the optimizer takes a step on the miniature, and each tensor of its state is scaled by the dimensions of
   the parameter that it belongs to (see `_state`); nothing is known about optimizers by name.
-- activations: what autograd keeps for the backward pass of one row of `n` tokens, counted by running the model on
-  tensors without storage (torch's `FakeTensorMode`) at three lengths; through these goes `a + b n + c n^2`. A
-  micro-batch keeps `a + b sum(n) + c sum(n^2)` over its rows, which are not padded; the largest micro-batch of the
-  first epoch counts. With gradient checkpointing: the layers' inputs, and one layer in full.
-  Where the configuration names no attention, rows that are short enough have their scores written out on a CPU.
-- logits: one chunk in float32 (see `_cross_entropy`), and the gradient of the head, which is made with the loss.
+- activations and logits: the largest micro-batch of the first epoch goes forward and backward through the model and the
+  loss of the run on tensors without storage (see `_simulation`), and what is alive is counted.
 
-At the peak, weights and optimizer state are there, and the larger of activations with logits (at the end of a forward
-pass) and gradients (at the end of a backward pass, with a layer that is computed again); with gradient accumulation
-the gradients of earlier micro-batches are there as well. A checkpoint is written from a copy of the weights or of the
+At the peak, weights and optimizer state are there, and the most that the micro-batch had at one time, gradients among
+it. On a CPU, where the strategy has glibc keep what is freed, what is kept does not fit all that comes: `KEPT` of all
+but the weights comes on top, as it was measured. A checkpoint is written from a copy of the weights or of the
 optimizer's state, when there are no activations.
 """
 
@@ -34,58 +31,92 @@ from torch import nn
 from oumi_kernel.config import PeftSaveMode, TrainingParams
 from oumi_kernel.contracts import Session
 from oumi_kernel.rehearsal import Amount, Estimate
-from oumi_plugins.trainers._activations import Activations, activations_of
-from oumi_plugins.trainers._attention import LONGEST_EXPLICIT
-from oumi_plugins.trainers._cross_entropy import chunk_of
+from oumi_plugins.trainers._fitting import advice
+from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._free import free_memory
+from oumi_plugins.trainers._order import epoch_order
 from oumi_plugins.trainers._packed import constants_bytes, elements
-from oumi_plugins.trainers._preview import micro_batches
+from oumi_plugins.trainers._simulation import Usage, simulate
+from oumi_plugins.trainers.sft import SftParams
+
+KEPT = 0.25
+"""Share of what comes and goes that glibc holds beside it when it keeps freed memory: 0.2 to 0.27 was measured."""
 
 
-def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Sequence[str]) -> Estimate:
+def estimate(
+    session: Session, skeleton: nn.Module, params: SftParams, asked: Forward, notes: Sequence[str]
+) -> Estimate:
     """Return what one process needs.
 
     Args:
         session: The session of a rehearsal; its model is the miniature.
         skeleton: The model on the device `meta`.
-        keep: Checkpoints that are kept; None: all.
+        params: Checkpoints that are kept, and what saves memory.
+        asked: How a model of this architecture computes losses.
         notes: What else is known about the first step.
     """
     training = session.run.config.training
     parameters = list(skeleton.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    packed, state = elements(skeleton), _optimizer_bytes(session, parameters)
     weights = _bytes([*parameters, *skeleton.buffers()]) + constants_bytes(skeleton)
-    gradients, packed = _bytes(trained), elements(skeleton)
-    written = gradients if _saves_adapter_alone(session, skeleton) else weights
-    state = _optimizer_bytes(session, parameters)
-    lengths = _lengths(session.examples["train"])
-    tokens, squares = _largest(lengths, training)
-    kept = activations_of(skeleton, training, attention=_attention(session, int(lengths.max())))
-    activations = kept.of(tokens, squares) if isinstance(kept, Activations) else None
-    chunk, logits = _logits(skeleton, tokens)
-    accumulates = training.gradient_accumulation_steps > 1
-    again = kept.again.of(tokens, squares) if isinstance(kept, Activations) and kept.again else 0
-    forward, backward = (activations or 0) + logits, gradients + again
-    working = gradients + forward if accumulates else max(forward, backward)
-    peak = weights + (state or 0) + max(working, _saving(training, weights, state or 0))
+    written = _bytes(trained) if _saves_adapter_alone(session, skeleton) else weights
+    examples = _largest(session.examples["train"], training)
+
+    def simulated(settings: TrainingParams) -> Usage | str:
+        batch = session.collators["train"](_largest(session.examples["train"], settings))
+        return simulate(skeleton, batch, settings, params, asked)
+
+    def changing(usage: Usage | str, settings: TrainingParams) -> int:
+        most = max(usage.forward, usage.backward) if isinstance(usage, Usage) else _bytes(trained)
+        return (state or 0) + max(most, _saving(settings, written, state or 0))
+
+    def peak_with(settings: TrainingParams) -> int | None:
+        usage = simulated(settings)
+        keeps = keeps_freed and not settings.enable_gradient_checkpointing
+        return weights + round((1 + KEPT * keeps) * changing(usage, settings)) if isinstance(usage, Usage) else None
+
+    usage, keeps_freed = simulated(training), getattr(session.strategy, "keeps_freed_memory", False)
+    kept = round(KEPT * changing(usage, training)) if keeps_freed else 0
+    peak = weights + changing(usage, training) + kept
+    gradients, passes = _gradients(trained, params), _passes(usage, sum(len(one["input_ids"]) for one in examples))
     device, free = free_memory()
-    folder = _nearest(session.run.output_dir)
+    if free is not None and peak > free:
+        held = {"weights": weights, "gradients": gradients.bytes or 0, "optimizer state": state or 0}
+        held["activations and logits"] = sum(amount.bytes or 0 for amount in passes)
+        notes = [*notes, *advice(held, training, peak_with, free)]
     return Estimate(
         parameters=sum(packed.get(id(parameter), parameter.numel()) for parameter in parameters),
         trained=sum(parameter.numel() for parameter in trained),
         device=device,
         memory=(
             Amount(what="weights", bytes=weights, how="every parameter once"),
-            Amount(what="gradients", bytes=gradients, how="parameters that train"),
+            gradients,
             Amount(what="optimizer state", bytes=state, how="as a step on a small model left it"),
-            Amount(what="activations", bytes=activations, how=_how(kept, tokens)),
-            Amount(what="logits", bytes=logits, how=f"{chunk:,} tokens at a time, and the head's gradient"),
+            *passes,
+            *([Amount(what="allocator", bytes=kept, how="freed memory that is kept for speed")] if kept else []),
         ),
         peak_bytes=peak,
         free_bytes=free,
-        disk=tuple(_disk(session, written, state or 0, keep)),
-        free_disk_bytes=shutil.disk_usage(folder).free,
+        disk=tuple(_disk(session, written, state or 0, params.save_total_limit)),
+        free_disk_bytes=shutil.disk_usage(_nearest(session.run.output_dir)).free,
         notes=tuple(notes),
+    )
+
+
+def _gradients(trained: Sequence[torch.Tensor], params: SftParams) -> Amount:
+    if params.optimizer_in_backward:
+        return Amount(what="gradients", bytes=max(_bytes([one]) for one in trained), how="one parameter at a time")
+    return Amount(what="gradients", bytes=_bytes(trained), how="parameters that train")
+
+
+def _passes(usage: Usage | str, tokens: int) -> tuple[Amount, Amount]:
+    if isinstance(usage, str):
+        unknown = f"not known: {usage}"
+        return Amount(what="activations", bytes=None, how=unknown), Amount(what="logits", bytes=None, how=unknown)
+    return (
+        Amount(what="activations", bytes=usage.activations, how=f"{tokens:,} tokens of the largest micro-batch"),
+        Amount(what="logits", bytes=usage.logits, how="with the gradient of the head, which is made with the loss"),
     )
 
 
@@ -116,15 +147,13 @@ def _state(state: Mapping[str, Any], small: torch.Tensor, real: torch.Tensor) ->
     return sum(math.prod(sides.get(side, side) for side in t.shape) * t.element_size() for t in tensors)
 
 
-def _largest(lengths: Any, training: TrainingParams) -> tuple[int, int]:
-    """Return tokens, and sum of squared lengths, of the largest micro-batch of the first epoch."""
-    batches = micro_batches(lengths, training)
-    return max((int(batch.sum()), int((batch**2).sum())) for batch in batches)
-
-
-def _lengths(examples: Sequence[Any]) -> Any:
+def _largest(examples: Sequence[Any], training: TrainingParams) -> list[Any]:
+    """Return the examples of the micro-batch of the first epoch that has most tokens."""
     known = getattr(examples, "lengths", None)
-    return np.array([len(example["input_ids"]) for example in examples] if known is None else known, np.int64)
+    lengths = np.array([len(example["input_ids"]) for example in examples] if known is None else known, np.int64)
+    order, size = epoch_order(len(lengths), training.data_seed, 0), training.per_device_train_batch_size
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    return [examples[int(index)] for index in max(batches, key=lambda batch: int(lengths[batch].sum()))]
 
 
 def _saving(training: TrainingParams, weights: int, state: int) -> int:
@@ -150,27 +179,6 @@ def _disk(session: Session, weights: int, state: int, keep: int | None) -> list[
     if training.save_final_model:
         amounts.append(Amount(what="final model", bytes=weights, how="safetensors"))
     return amounts
-
-
-def _how(kept: Activations | str, tokens: int) -> str:
-    if isinstance(kept, str):
-        return f"not known: {kept}"
-    return f"{tokens:,} tokens of the largest micro-batch" + (", recomputed by layer" if kept.again else "")
-
-
-def _logits(model: Any, tokens: int) -> tuple[int, int]:
-    """Return (positions, bytes) of a chunk of logits, the bytes with the gradient of a head that trains."""
-    weight = model.get_output_embeddings().weight
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    positions = min(tokens, chunk_of(len(weight), device))
-    return positions, 4 * (positions * len(weight) + (weight.numel() if weight.requires_grad else 0))
-
-
-def _attention(session: Session, longest: int) -> str | None:
-    """Return the implementation of transformers that keeps what ours does; None where the configuration names one."""
-    if session.run.config.model.attn_implementation is not None:
-        return None
-    return "eager" if longest <= LONGEST_EXPLICIT and not torch.cuda.is_available() else "sdpa"
 
 
 def _bytes(tensors: Sequence[torch.Tensor]) -> int:

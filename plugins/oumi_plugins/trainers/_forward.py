@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
@@ -71,6 +72,23 @@ class Forward:
                 _inner(model).set_attn_implementation(own)
             self._ask_for_chunks()
         model.train(was_training)
+
+    def like_this(self, model: nn.Module) -> Forward:
+        """Return the same for another model of this architecture, such as one that cannot be asked."""
+        other = Forward(model, ignore=self._ignore, smoothing=self._smoothing)
+        other.is_flat, other.why_padded = self.is_flat, self.why_padded
+        attention = getattr(_config(self._model), "_attn_implementation", None)
+        if attention != getattr(_config(other._model), "_attn_implementation", None):
+            _inner(other._model).set_attn_implementation(attention)
+        if self._head is not None:
+            inner = _inner(other._model)
+            other._decoder, other._head = inner.get_decoder(), inner.get_output_embeddings()
+        return other
+
+    @property
+    def decoder(self) -> nn.Module | None:
+        """What computes up to the head, where logits are computed a chunk at a time."""
+        return self._decoder
 
     def compile(self) -> None:
         """Compile what computes most, for any number of tokens."""
@@ -235,7 +253,8 @@ def _flat_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     implementation = getattr(_config(model), "_attn_implementation", None)
     if implementation == _attention.NAME:
         inputs["attention_mask"] = _attention.flat_mask(batch["input_ids"].device)
-        inputs["cu_seq_lens_q"] = torch.tensor([0, *batch["lengths"]]).cumsum(0)  # on the host: nobody waits for it
+        # of numpy: nobody waits for a device to read it, and it has numbers where tensors have no storage
+        inputs["cu_seq_lens_q"] = np.cumsum([0, *batch["lengths"]])
     elif implementation in VARLEN:
         inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), batch["cu_seq_lens"])
         inputs |= dict.fromkeys(("max_length_q", "max_length_k"), max(batch["lengths"]))

@@ -22,10 +22,9 @@ from oumi_kernel.config import Moments
 from oumi_kernel.contracts import Session, StepRecord, Summary
 from oumi_plugins.trainers._batches import Batch, Batches
 from oumi_plugins.trainers._checkpoint import Checkpoints, Progress
-from oumi_plugins.trainers._memory import memory_errors
 from oumi_plugins.trainers._numerics import FREE, Attempt, Guard
-from oumi_plugins.trainers._recomputing import recompute_activations
 from oumi_plugins.trainers._retention import Retention, save_is_due
+from oumi_plugins.trainers.memory import held_by, memory_errors
 
 _log = logging.getLogger("oumi_plugins.trainers.loop")
 
@@ -87,7 +86,7 @@ class Loop:
             OutOfMemoryError: The device or the host ran out of memory.
             StopRequested: The process was asked to stop; a complete checkpoint was written.
         """
-        with memory_errors():
+        with memory_errors(lambda: held_by(self.model, self.session.prepared.optimizer)):
             self._begin()
             if self.progress.evaluation_due:
                 self._evaluate()
@@ -110,15 +109,15 @@ class Loop:
         self.session.kernel.train_start(self.session.run, self.plan, self.progress.step)
         self.clock, self.clock_tokens = time.perf_counter(), self.progress.tokens
 
-    def rehearse(self) -> list[str]:
-        """Do what `train` does before its first step, but read no weights; return what there is to say about it."""
+    def rehearse(self, skeleton: Any) -> tuple[list[str], list[str]]:
+        """Do what `train` does before its first step but read no weights; return what to say, and what is unchecked."""
         self._prepare_model()
-        found = self.checkpoints.find(self.progress.order)
+        found = self.checkpoints.rehearse(self.progress.order, skeleton)
         next(self.batches.windows(0, 0))
         if self._evaluates():
             next(iter(self.batches.of("validation")))
             self.session.build_metrics()
-        return [f"goes on from {found[0]}, step {found[1].step} of {self.plan.total_steps}."] if found else []
+        return found
 
     def evaluate(self) -> dict[str, float] | None:
         """Return `eval_loss`, a sum of token losses over their number, and the metrics' figures; None if stopped."""
@@ -146,8 +145,6 @@ class Loop:
 
     def _prepare_model(self) -> None:
         training = self.training
-        if training.enable_gradient_checkpointing:
-            recompute_activations(self.model, {"use_reentrant": False} | training.gradient_checkpointing_kwargs)
         if training.compile:
             self.objective.compile()
         if training.log_model_summary:

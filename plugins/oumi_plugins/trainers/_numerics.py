@@ -130,7 +130,7 @@ class Guard:
             return
         progress.skipped += 1
         name, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
-        subject = f"the {name} is {value} at step {attempt.step}, learning rate {attempt.rate:g}; it was not taken."
+        subject = f"the {name} is {value} at step {attempt.step}, learning rate {attempt.rate:g}; {self._outcome()}."
         samples, reason, way_out = self._trace(attempt)
         more = f" and {len(samples) - SHOWN} more" if len(samples) > SHOWN else ""
         message = f"{subject} Samples {reason}: {'; '.join(samples[:SHOWN])}{more}."
@@ -141,6 +141,11 @@ class Guard:
             message += f" It is one more than training.trainer_kwargs.max_skipped_steps ({self._allowed}) allows."
         details = {"step": attempt.step, name.replace(" ", "_"): str(value), "samples": samples, "reason": reason}
         self.failure = NumericsError(f"{message} {way_out}", details=details)
+
+    def _outcome(self) -> str:
+        if getattr(self._session.strategy, "steps_in_backward", False):
+            return "weights whose gradients came before were stepped already; go on from the last checkpoint"
+        return "it was not taken"
 
     def _trace(self, attempt: Attempt) -> tuple[list[str], str, str]:
         """Return the samples that a step was lost to, what they have in common, and the way out."""

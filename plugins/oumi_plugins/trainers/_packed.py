@@ -39,10 +39,10 @@ def _extra_bytes(module: nn.Module) -> int:
 
 
 def unpacked(skeleton: Any) -> Any:
-    """Return a copy of a model on the device `meta` with plain layers in the place of packed ones; itself if none is.
+    """Return a copy of a model on the device `meta` whose packed layers compute without kernels; itself if none is.
 
-    A plain layer keeps for the backward pass what the packed one does: nothing, where that multiplies in floats; its
-    input, where it quantises that as well (weights of whole bytes).
+    They allocate what the real ones do: the weight in numbers, for each product, and what is kept in between. A layer
+    of whole bytes keeps its input, where torch's hooks do not see it, and keeps it when layers are computed again.
     """
     dtype = skeleton.get_input_embeddings().weight.dtype
     packed: list[Any] = [module for module in skeleton.modules() if is_packed(module)]
@@ -50,14 +50,32 @@ def unpacked(skeleton: Any) -> Any:
 
 
 class _Plain(nn.Linear):
-    """A layer that computes in the number format of its weight, whatever autocast says, and returns its input's."""
+    """A layer whose weight is in numbers, which are not counted, and which computes as a packed one does."""
 
     def __init__(self, packed: Any, dtype: torch.dtype) -> None:
         bias = packed.bias is not None
         super().__init__(packed.in_features, packed.out_features, bias=bias, device="meta", dtype=dtype)
         self.requires_grad_(False)
-        self.weight.requires_grad_(packed.weight.numel() == self.weight.numel())
+        self._computes_in = getattr(packed, "compute_dtype", None) or dtype
+        self._keeps_input = packed.weight.numel() == self.weight.numel()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+            states = input.to(self._computes_in)
+            result: Any = _Product.apply(states, self.weight, self._keeps_input)
+            bias: Any = self.bias
+            return (result if bias is None else result + bias.to(result.dtype)).to(input.dtype)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, keeps_input: bool) -> torch.Tensor:
+        ctx.weight, ctx.kept = weight, states if keeps_input else None
+        return torch.nn.functional.linear(states, torch.empty_like(weight, dtype=states.dtype))
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the base declares a name that it does not use
+        ctx: Any, *grads: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None]:
+        (grad,) = grads
+        return torch.matmul(grad, torch.empty_like(ctx.weight, dtype=grad.dtype)), None, None

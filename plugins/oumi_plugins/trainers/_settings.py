@@ -36,14 +36,20 @@ WITHOUT_EFFECT = set(
 )
 """What does not change what is learned, or does so only by the number of steps."""
 
-_KEEPING = {"save_total_limit", "load_best_model_at_end"}
+_WITHOUT_EFFECT = {"save_total_limit", "load_best_model_at_end"} | {
+    "gradient_checkpointing_mode",
+    "gradient_checkpointing_every",
+    "activation_offload",
+    "optimizer_in_backward",
+}
+"""The same among the trainer's own parameters."""
 
 
 def settings_of(config: TrainingConfig, total_steps: int) -> dict[str, Setting]:
     """Return what the result of a run depends on, by key."""
     tree = dump(config)
     training = {name: value for name, value in tree["training"].items() if name not in WITHOUT_EFFECT}
-    training["trainer_kwargs"] = {k: v for k, v in training["trainer_kwargs"].items() if k not in _KEEPING}
+    training["trainer_kwargs"] = {k: v for k, v in training["trainer_kwargs"].items() if k not in _WITHOUT_EFFECT}
     model = {
         name: value for name, value in tree["model"].items() if name != "model_name"
     }  # weights are the checkpoint's

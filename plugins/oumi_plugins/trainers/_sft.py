@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -27,6 +28,8 @@ from oumi_plugins.trainers._parameters import parameter_groups
 from oumi_plugins.trainers._preparation import Preparation
 from oumi_plugins.trainers._preview import lengths_of, previews, tokens_of
 from oumi_plugins.trainers._retention import Retention, check_load_best
+from oumi_plugins.trainers._savings import check_savings, save_memory
+from oumi_plugins.trainers._small import NotSmall, small_model
 from oumi_plugins.trainers.sft import SftParams
 
 _log = logging.getLogger("oumi_plugins.trainers.sft")
@@ -41,6 +44,7 @@ class SftTrainer:
         self._params, self._tokenizer, self._run = params, tokenizer, run
         self._retention = Retention(params.save_total_limit, params.load_best_model_at_end)
         check_load_best(run.config, self._retention)
+        check_savings(run.config.training, params)
         ignore = run.config.training.label_ignore_index
         self._ignore = IGNORE if ignore is None else ignore
 
@@ -91,8 +95,11 @@ class SftTrainer:
 
     def rehearse(self, session: Session, skeleton: nn.Module) -> Estimate:
         """Do what training does before its first step, and estimate what it needs."""
-        notes = Loop(session, Unasked(self._ignore), self._retention).rehearse()
-        return estimate(session, skeleton, self._params.save_total_limit, notes)
+        unasked = self._ask_in_small(session, skeleton)
+        save_memory(session, self._params)
+        notes, unchecked = Loop(session, Unasked(self._ignore), self._retention).rehearse(skeleton)
+        needs = estimate(session, skeleton, self._params, self._forward, notes)
+        return msgspec.structs.replace(needs, unchecked=(*unasked, *unchecked))
 
     def train(self, session: Session) -> Summary:
         """Run the loop."""
@@ -101,11 +108,8 @@ class SftTrainer:
         allowed = self._params.max_skipped_steps
         allowed = MAX_SKIPPED if allowed is None else allowed
         allowed = allowed if self._params.on_nonfinite == "skip" else 0
+        save_memory(session, self._params)
         return Loop(session, self, self._retention, allowed).train()
-
-    def evaluate(self, session: Session) -> Mapping[str, float]:
-        """Evaluate the validation split."""
-        return Loop(session, self, Retention()).evaluate() or {}
 
     def begin(self, session: Session) -> None:
         """Ask the model how it computes the losses of a batch, and say so where batches must be padded.
@@ -113,9 +117,26 @@ class SftTrainer:
         Raises:
             ConfigError: Packs are asked for, and the model would read across their borders.
         """
-        forward = Forward(session.prepared.model, ignore=self._ignore, smoothing=self._params.label_smoothing_factor)
+        self._forward = self._asked(session.prepared.model, session)
+        self._check_packs(self._forward)
+
+    def _asked(self, model: nn.Module, session: Session) -> Forward:
+        forward = Forward(model, ignore=self._ignore, smoothing=self._params.label_smoothing_factor)
         forward.choose(self._run.config.model.attn_implementation, session.strategy.forward_context)
-        self._forward = forward
+        return forward
+
+    def _ask_in_small(self, session: Session, skeleton: nn.Module) -> list[str]:
+        """Do what `begin` does with a small model of the same architecture; return what that does not tell."""
+        self._forward = Forward(skeleton, ignore=self._ignore)
+        try:
+            small = small_model(skeleton, next(session.prepared.model.parameters()).device)
+        except NotSmall as error:
+            return [f"whether this model keeps examples apart that share a batch without padding: {error}."]
+        self._forward = self._asked(small, session)
+        self._check_packs(self._forward)
+        return []
+
+    def _check_packs(self, forward: Forward) -> None:
         splits = dict(filled_splits(self._run.config))
         if forward.is_flat:
             for name in (name for name, split in splits.items() if split.collator_kwargs.get("pad_to_multiple_of")):

@@ -33,6 +33,18 @@ class SftParams(Params):
     max_skipped_steps: NonNegativeInt | None = None
     """Steps of the whole run that may be skipped; one more ends it. Null: 3."""
 
+    gradient_checkpointing_mode: Literal["full", "selective"] = "full"
+    """What `training.enable_gradient_checkpointing` computes again: full layers, or all but products and attention."""
+
+    gradient_checkpointing_every: PositiveInt = 1
+    """Of so many layers one is computed again, the others keep their activations; 1: all are."""
+
+    activation_offload: bool = False
+    """Whether inputs of layers that are computed again wait in the host's memory. Needs that switch, and a GPU."""
+
+    optimizer_in_backward: bool = False
+    """Whether each weight is stepped as soon as its gradient is known, so that gradients are never there together."""
+
     def check(self) -> Iterator[tuple[str, str]]:
         """Refuse a limit of what never happens."""
         if self.max_skipped_steps is not None and self.on_nonfinite != "skip":
