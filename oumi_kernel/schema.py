@@ -76,11 +76,13 @@ def field_docs(struct: type) -> dict[str, str]:
 
 def _described_fields(cls: type) -> dict[str, str]:
     """Return the descriptions in the types of a struct that was made without source."""
-    kinds = {field.name: msgspec.inspect.type_info(field.type) for field in msgspec.structs.fields(cls)}
-    extra = {name: kind.extra_json_schema for name, kind in kinds.items() if isinstance(kind, msgspec.inspect.Metadata)}
-    return {
-        name: inspect.cleandoc(text["description"]) for name, text in extra.items() if text and "description" in text
-    }
+    docs: dict[str, str] = {}
+    for field in msgspec.structs.fields(cls):
+        kind = msgspec.inspect.type_info(field.type)
+        extra = kind.extra_json_schema if isinstance(kind, msgspec.inspect.Metadata) else None
+        if extra and "description" in extra:
+            docs[field.name] = extra["description"]
+    return docs
 
 
 def _own_field_docs(cls: type) -> dict[str, str]:

@@ -98,6 +98,7 @@ def test_the_header_and_the_record_say_what_is_adapted_and_what_is_frozen(train:
         ((*LORA, "--peft.lora_target_parameters=[experts.gate]"), r"lora_target_parameters\[0\].*no parameter"),
         ((*LORA, "--peft.lora_exclude_modules=[.*q_proj]"), r"every module that 'q_proj' matches is left out"),
         ((*LORA, "--peft.peft_kwargs.rank_pattern={k_proj: 2}"), r"'k_proj' matches no module that is adapted"),
+        ((*LORA, "--peft.lora_bias=all"), r"lora_bias: is all, but the model has no biases"),
         (("--peft.lora_target_modules=[self_attn]",), r"peft refuses these settings: Target module"),
         (("--peft.lora_r=4", "--model.load_pretrained_weights=false"), "random weights cannot be had again"),
         ((*LORA, "--peft.peft_kwargs.layers_to_transform=[99]"), "peft refuses these settings: .*layers_to_transform"),

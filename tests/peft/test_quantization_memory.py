@@ -18,7 +18,7 @@ from tests.trainers.test_estimate import configure, estimated, measured
 SHAPE = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 10, "vocab_size": 2048}
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "4 bits": ({}, {}),
+    "4 bits, recomputed": ({}, {"enable_gradient_checkpointing": True}),
     "8 bits": ({"q_lora_bits": 8}, {}),
     "8 bits, recomputed": ({"q_lora_bits": 8}, {"enable_gradient_checkpointing": True}),
 }

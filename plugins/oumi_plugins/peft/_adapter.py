@@ -54,8 +54,11 @@ def put_in(model: nn.Module, config: Any, examples: Mapping[str, Sequence[Any]],
     start = getattr(config, "init_lora_weights", None)
     if without_weights and start is not None:
         config.init_lora_weights = True  # there is nothing to start from
+    if without_weights and config.is_prompt_learning:
+        config.prompt_tuning_init = peft.PromptTuningInit.RANDOM
     with refusals(), seeded(run.config.training.seed), quiet():
-        found: Any = peft.get_peft_model(model, config, adapter_name=ADAPTER, low_cpu_mem_usage=without_weights)
+        is_empty = without_weights and not config.is_prompt_learning
+        found: Any = peft.get_peft_model(model, config, adapter_name=ADAPTER, low_cpu_mem_usage=is_empty)
         if start == FROM_DATA and not without_weights:
             start_from_data(found, examples["train"], run)
     config.base_model_name_or_path, config.revision = _base(run)

@@ -90,7 +90,8 @@ def _continued(model: Any, settings: Mapping[str, Any], adapter: tuple[str, str]
 
 
 def _built(model: Any, report: Report) -> Built:
-    return Built(model=model, report=report, shapes=shapes_of(adapter_state(model, model.state_dict())))
+    state = {} if _has_no_weights(model) else adapter_state(model, model.state_dict())  # that is never saved
+    return Built(model=model, report=report, shapes=shapes_of(state))
 
 
 def _has_no_weights(model: Any) -> bool:

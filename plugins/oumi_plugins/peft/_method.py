@@ -70,6 +70,7 @@ class Method(Component):
         self._moved: frozenset[str] = frozenset()
         self._steps_with_rate = 0
         self._is_trained = False
+        self._is_done = False
 
     @classmethod
     def requirements(cls, config: TrainingConfig) -> Mapping[str, str]:
@@ -113,7 +114,8 @@ class Method(Component):
         if run.world.is_main and weights is not None:
             moved = self._moved if self._is_trained else frozenset[str]()
             built = self._built
-            saved = Saved(model=model, weights=weights, shapes=built.shapes, initial=built.initial, moved=moved)
+            shapes = self._shapes(weights)
+            saved = Saved(model=model, weights=weights, shapes=shapes, initial=built.initial, moved=moved)
             save_adapter(saved, tokenizer, directory)
         return True
 
@@ -126,7 +128,7 @@ class Method(Component):
         return True
 
     @hookimpl
-    def oumi_train_start(self, run: Run) -> None:
+    def oumi_train_start(self, run: Run, step: int) -> None:
         """Watch the gradients of the first step."""
         from oumi_plugins.peft._gradients import FirstGradients
 
@@ -141,6 +143,11 @@ class Method(Component):
             first, self._first = self._first, None
             self._moved = first.check()
 
+    @hookimpl
+    def oumi_train_end(self) -> None:
+        """Know that what is saved next is not gone on from."""
+        self._is_done = True
+
     def check(self, run: Run) -> None:
         """Refuse what the method cannot do, before the model is read."""
 
@@ -154,6 +161,10 @@ class Method(Component):
             if field.name not in own
         }
         return {name: value for name, (value, default) in fields.items() if value != default}
+
+    def _shapes(self, weights: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        """Return name -> shape of everything that must be saved."""
+        return self._built.shapes
 
 
 def _is_made(field: msgspec.structs.FieldInfo) -> bool:

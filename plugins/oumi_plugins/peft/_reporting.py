@@ -43,6 +43,7 @@ def report_on(model: Any, names: Names, asked: Mapping[str, Any]) -> Report:
     }
     _refuse_what_came_to_nothing(asked, matches)
     _refuse_idle_patterns(config, modules)
+    _refuse_idle_biases(model, config)
     linear = [name for name in modules if name in set(names.linear)]
     shown = {key: found for key, found in matches.items() if found}
     lines = [_first_line(config)]
@@ -88,6 +89,15 @@ def _refuse_what_came_to_nothing(asked: Mapping[str, Any], matches: Mapping[str,
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def _refuse_idle_biases(model: Any, config: Any) -> None:
+    """Refuse to train biases that are not there."""
+    kind = getattr(config, "bias", "none")
+    if kind != "none" and not any(name.endswith(".bias") and p.requires_grad for name, p in model.named_parameters()):
+        where = "the model has" if kind == "all" else "the modules that are adapted have"
+        message = f"is {kind}, but {where} no biases."
+        raise ConfigError(Problem(code="no-match", path="peft.lora_bias", message=message, hint="Set it to none."))
 
 
 def _refuse_idle_patterns(config: Any, modules: Sequence[str]) -> None:

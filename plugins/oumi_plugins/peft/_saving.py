@@ -60,7 +60,7 @@ def save_adapter(saved: Saved, tokenizer: Any, directory: Path) -> None:
     found = read_weights(directory / SAFETENSORS_WEIGHTS_NAME)
     _check(found, expected, directory)
     names = (name.replace(f".{ADAPTER}", "") for name in saved.moved)
-    empty = sorted(name for name in names if name in found and not bool(found[name].any()))
+    empty = sorted(name for name in names if name in found and found[name].numel() and not found[name].any())
     if empty:
         raise CheckpointError(
             f"{directory}: {len(empty)} weights that were trained are all zero, such as '{empty[0]}'."
