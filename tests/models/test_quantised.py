@@ -9,11 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3MoeConfig,
@@ -202,6 +205,35 @@ def test_other_ways_of_quantisation_are_refused_by_their_names(tmp_path: Path, l
     for start in (loader, asked(load(model_name=str(tmp_path / "model"), tokenizer_name=str(TINY)))):
         with pytest.raises(ConfigError, match=r"saved quantised \(gptq\).*Name the model in its original precision"):
             start.tokenizer()
+
+
+def test_weights_in_mxfp4_are_expanded_where_the_section_says_so(tmp_path: Path, load: Load) -> None:
+    folder = tmp_path / "model"
+    sizes = SMALL | HEADS | {"intermediate_size": 64, "head_dim": 16, "num_local_experts": 4}
+    whole = GptOssForCausalLM(GptOssConfig(**sizes, num_experts_per_tok=2, layer_types=["full_attention"] * 2))
+    weights = whole.state_dict()
+    for name in [name for name in weights if name.endswith("_proj") and "experts" in name]:
+        experts, inputs, outputs = weights.pop(name).shape
+        weights[f"{name}_blocks"] = torch.full((experts, outputs, inputs // 32, 16), 0x21, dtype=torch.uint8)
+        weights[f"{name}_scales"] = torch.full((experts, outputs, inputs // 32), 126, dtype=torch.uint8)
+    whole.config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    whole.config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    asked_for = {"quantization_config": {"quant_method": "mxfp4"}}
+    loader = load(model_name=str(folder), tokenizer_name=str(TINY), model_kwargs=asked_for)
+    tokenizer = loader.tokenizer()
+    model = loader.model(tokenizer)
+    expert = model.model.layers[0].mlp.experts.down_proj
+    assert expert.dtype == torch.float32
+    assert sorted(expert.unique().tolist()) == [0.25, 0.5]  # 1 and 2 of fp4 are 0.5 and 1, and the scale is 2^-1
+    skeleton = loader.component.oumi_build_skeleton(
+        params=loader.params, tokenizer=tokenizer, arguments={}, run=loader.run
+    )
+    assert appearance(skeleton) == appearance(model)
+    expanded_only = r"trained expanded only.*Set model.model_kwargs.quantization_config.quant_method: mxfp4, and"
+    for other in (load(model_name=str(folder), tokenizer_name=str(TINY)), asked(loader)):
+        with pytest.raises(ConfigError, match=expanded_only):
+            other.tokenizer()
 
 
 def test_a_model_that_is_not_quantised_is_loaded_as_before(load: Load) -> None:

@@ -21,7 +21,7 @@ from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
 from oumi_kernel.plugins.slots import filled_splits
 from oumi_plugins.models._names import not_found, revision
-from oumi_plugins.models._quantisable import check_quantisable, check_saved
+from oumi_plugins.models._quantisable import check_quantisable, check_saved, expands
 
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers that look at tokens by their positions."""
@@ -119,6 +119,9 @@ def _config(params: ModelParams, run: Run) -> PretrainedConfig:
     changes = dict(params.model_kwargs)
     if changes.pop("disable_dropout", False):
         changes |= {key: 0.0 for key, value in _settings(config).items() if _is_dropout(key, value)}
+    if expands(config, changes.get("quantization_config")):
+        config.quantization_config = {**config.quantization_config, "dequantize": True}
+        del changes["quantization_config"]
     for key, value in changes.items():
         _change(config, key, value)
     return config

@@ -18,8 +18,17 @@ from oumi_kernel.config import PeftParams
 from oumi_plugins.models._quantised import linear_layers, with_head_whole
 
 _log = logging.getLogger("oumi_plugins.models.model")
+EXPANDABLE = "mxfp4"
+"""The way of quantisation that transformers undoes while it loads a model, on any machine."""
 SMALL = 0.5
 """Share of the weights below which it is said how few are quantised."""
+
+
+def expands(config: PretrainedConfig, asked: Any) -> bool:
+    """Return whether weights that were saved in mxfp4 are to be expanded when they are loaded."""
+    saved: Any = getattr(config, "quantization_config", None)
+    methods = [part.get("quant_method") if isinstance(part, dict) else None for part in (asked, saved)]
+    return methods == [EXPANDABLE, EXPANDABLE]
 
 
 def check_saved(config: PretrainedConfig, peft: PeftParams) -> None:
@@ -35,6 +44,12 @@ def check_saved(config: PretrainedConfig, peft: PeftParams) -> None:
         return
     saved = saved if isinstance(saved, dict) else saved.to_dict()
     method = str(saved.get("quant_method", "in an unknown way"))
+    if method == EXPANDABLE and saved.get("dequantize") and not peft.q_lora:
+        return
+    if method == EXPANDABLE:
+        message = f"its weights are saved quantised ({method}), and are trained expanded only, without peft.q_lora."
+        hint = f"Set model.model_kwargs.quantization_config.quant_method: {method}, and peft.q_lora: false."
+        raise ConfigError(_problem("model.model_name", message, hint))
     if method != "bitsandbytes":
         message = f"its weights are saved quantised ({method}), and adapters are not trained on such weights."
         hint = "Name the model in its original precision; peft.q_lora quantises that."
