@@ -280,7 +280,7 @@ class _Resolver:
         self.problems.append(self._problem("unknown-name", slot.path, f"no {noun} is named '{slot.name}'.", hint=hint))
 
     def _check_requirements(self, entry: Entry, component: type[Component], path: str) -> None:
-        for module, requirement in component.requires.items():
+        for module, requirement in component.requirements(self.config).items():
             if importlib.util.find_spec(module) is None:
                 message = f"'{entry.name}' needs {module}, which is not installed."
                 hint = f"pip install '{requirement}'"

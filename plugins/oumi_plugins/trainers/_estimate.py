@@ -34,6 +34,7 @@ from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._free import free_memory
 from oumi_plugins.trainers._optimizer_state import state_of
 from oumi_plugins.trainers._order import OrderedBatches
+from oumi_plugins.trainers._packed import constants_bytes, elements
 from oumi_plugins.trainers._simulation import Usage, simulate
 from oumi_plugins.trainers.sft import SftParams
 
@@ -56,7 +57,8 @@ def estimate(
     training = session.run.config.training
     parameters = list(skeleton.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    weights, state = _bytes([*parameters, *skeleton.buffers()]), state_of(session, skeleton)
+    packed, state = elements(skeleton), state_of(session, skeleton)
+    weights = _bytes([*parameters, *skeleton.buffers()]) + constants_bytes(skeleton)
     written = _bytes(trained) if _saves_adapter_alone(session, skeleton) else weights
     world = session.run.world
     examples = _largest(session.examples["train"], training, world)
@@ -85,7 +87,7 @@ def estimate(
         held["activations and logits"] = sum(amount.bytes or 0 for amount in passes)
         notes = [*notes, *advice(held, training, peak_with, free)]
     return Estimate(
-        parameters=sum(parameter.numel() for parameter in parameters),
+        parameters=sum(packed.get(id(parameter), parameter.numel()) for parameter in parameters),
         trained=sum(parameter.numel() for parameter in trained),
         device=device,
         memory=(

@@ -31,6 +31,7 @@ from oumi_kernel.config import MixedPrecisionDtype, TrainingParams
 from oumi_plugins.trainers import _attention
 from oumi_plugins.trainers._forward import REFUSALS, Forward
 from oumi_plugins.trainers._miniature import filled
+from oumi_plugins.trainers._packed import unpacked
 from oumi_plugins.trainers._recomputing import recompute_activations
 from oumi_plugins.trainers.sft import SftParams
 
@@ -127,7 +128,7 @@ def simulate(
 
     _attention.forget_masks()
     try:
-        model: Any = filled(skeleton, empty).train()
+        model: Any = filled(unpacked(skeleton), empty).train()
         for module in model.modules():
             vars(module).pop("forward", None)  # a kernel in its place, which does not run without storage
         _switch_on(model, training, params)

@@ -1,0 +1,76 @@
+"""The estimate of a quantised model's memory, against what a process really takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.conftest import QUICKSTART
+from tests.peft.quantised import TARGETS, TINY, base
+from tests.trainers.test_estimate import configure, estimated, measured
+
+SHAPE = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 10, "vocab_size": 2048}
+HEADS = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "4 bits, recomputed": ({}, {"enable_gradient_checkpointing": True}),
+    "8 bits": ({"q_lora_bits": 8}, {}),
+    "8 bits, recomputed": ({"q_lora_bits": 8}, {"enable_gradient_checkpointing": True}),
+}
+
+
+def quantised(folder: Path, model: Path, peft: dict[str, Any], **training: Any) -> Path:
+    config = configure(folder, model, **({"per_device_train_batch_size": 6} | training))
+    text = json.loads(config.read_text())
+    text["model"] |= {"load_pretrained_weights": True, "model_max_length": 256}
+    text["peft"] = {"q_lora": True, "lora_target_modules": "all-linear"} | peft
+    config.write_text(json.dumps(text))
+    answer = {"role": "assistant", "content": "A long answer. " * 60}
+    row = json.dumps({"messages": [{"role": "user", "content": "A question?"}, answer]})
+    (folder / "rows.jsonl").write_text("\n".join([row] * 16))
+    return config
+
+
+@pytest.mark.parametrize("way", ["fp4", "nested", "8 bits"])
+def test_parameters_are_counted_as_numbers_and_weights_as_bytes(tmp_path: Path, way: str) -> None:
+    keys = {
+        "fp4": {},
+        "nested": {"bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True},
+        "8 bits": {"q_lora_bits": 8},
+    }
+    found = estimated(quantised(tmp_path, TINY, keys[way] | {"lora_r": 4, "lora_target_modules": TARGETS}))
+    model = base(way)
+    whole = AutoModelForCausalLM.from_pretrained(TINY)
+    adapter = found.estimate_of_run.trained
+    assert found.estimate_of_run.parameters == whole.num_parameters() + adapter
+    saved = {id(tensor): tensor for tensor in (*model.state_dict(keep_vars=True).values(), *model.buffers())}
+    real = sum(tensor.numel() * tensor.element_size() for tensor in saved.values()) + adapter * 4
+    assert found.bytes_of("weights") == pytest.approx(real, rel=0.01)
+    assert found.bytes_of("final model") == adapter * 4
+    assert found.bytes_of("activations") > 0
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> int:
+    config = quantised(tmp_path_factory.mktemp("tiny"), TINY, {}, per_device_train_batch_size=1)
+    return measured(config) - estimated(config).estimate_of_run.peak_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("way", WAYS)
+def test_the_peak_is_that_of_a_real_run_within_a_fifth(tmp_path: Path, way: str, libraries: int) -> None:
+    peft, training = WAYS[way]
+    model = tmp_path / "model"
+    shutil.copytree(QUICKSTART / "model", model)
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | SHAPE | HEADS))
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
+    config = quantised(tmp_path, model, peft, **training)
+    found = estimated(config).estimate_of_run
+    assert found.peak_bytes == pytest.approx(measured(config) - libraries, rel=0.2)
