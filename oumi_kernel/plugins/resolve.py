@@ -101,6 +101,28 @@ def resolve(loaded: LoadedConfig, catalogue: Catalogue, *, world_size: int = 1) 
     )
 
 
+def select(catalogue: Catalogue, family: str, name: str, params: Any = None) -> Selected:
+    """Select one component apart from any configuration; a name that nobody has means the family's default.
+
+    Args:
+        catalogue: What is installed.
+        family: The family.
+        name: The name.
+        params: Its parameters; its defaults unless given.
+
+    Raises:
+        ConfigError: There is none, or a library that it needs is missing.
+        PluginError: It cannot be imported.
+    """
+    entry = catalogue.find(family, name) or catalogue.find(family, DEFAULT)
+    if entry is None:
+        raise ConfigError(f"no {FAMILIES[family].noun} is installed.")
+    component = catalogue.load(entry)
+    for module, requirement in _missing(component):
+        raise ConfigError(f"'{entry.name}' needs {module}, which is not installed: pip install '{requirement}'")
+    return Selected(entry=entry, component=component, path="", params=params or component.params_type())
+
+
 class _Resolver:
     """Collects components and problems while it goes through the slots."""
 
@@ -254,15 +276,19 @@ class _Resolver:
         self.problems.append(self._problem("unknown-name", slot.path, f"no {noun} is named '{slot.name}'.", hint=hint))
 
     def _check_requirements(self, entry: Entry, component: type[Component], path: str) -> None:
-        for module, requirement in component.requires.items():
-            if importlib.util.find_spec(module) is None:
-                message = f"'{entry.name}' needs {module}, which is not installed."
-                hint = f"pip install '{requirement}'"
-                self.unavailable.append(self._problem("missing-extra", path, message, hint=hint))
+        for module, requirement in _missing(component):
+            message = f"'{entry.name}' needs {module}, which is not installed."
+            hint = f"pip install '{requirement}'"
+            self.unavailable.append(self._problem("missing-extra", path, message, hint=hint))
 
     def _problem(self, code: str, path: str, message: str, *, hint: str = "", severity: Any = "error") -> Problem:
         place = self.loaded.document.place(path) if path else None
         return Problem(code=code, path=path, message=message, hint=hint, place=place, severity=severity)
+
+
+def _missing(component: type[Component]) -> list[tuple[str, str]]:
+    """Return (module, what pip installs it) of libraries that a component needs and that are not installed."""
+    return [needed for needed in component.requires.items() if importlib.util.find_spec(needed[0]) is None]
 
 
 def _target_column(component: type[Component]) -> str | None:

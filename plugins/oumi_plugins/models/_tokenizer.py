@@ -29,10 +29,10 @@ def build_tokenizer(params: ModelParams, run: Run) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: It cannot be found, or an argument, the chat template or a variable of it is unknown.
     """
-    tokenizer = _load(params, run, {})
+    tokenizer = load_tokenizer(params, run, {})
     if params.tokenizer_kwargs:
         _refuse_unknown_arguments(tokenizer, params)
-        tokenizer = _load(params, run, params.tokenizer_kwargs)
+        tokenizer = load_tokenizer(params, run, params.tokenizer_kwargs)
     if params.model_max_length is not None:
         tokenizer.model_max_length = params.model_max_length
     if params.tokenizer_pad_token is not None:
@@ -42,7 +42,12 @@ def build_tokenizer(params: ModelParams, run: Run) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load(params: ModelParams, run: Run, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
+def load_tokenizer(params: ModelParams, run: Run, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model section as it was saved, changed by `arguments` alone.
+
+    Raises:
+        ConfigError: It cannot be found.
+    """
     own = params.tokenizer_name is None or params.tokenizer_name == params.model_name
     name = run.locate(params.tokenizer_name or params.model_name)
     try:

@@ -1,0 +1,40 @@
+"""Whether `AutoModelForCausalLM.from_pretrained` opens a folder that holds an adapter beside its model."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from transformers.utils import logging as library_logging
+
+
+def why_it_does_not_open(adapted: Any) -> str:
+    """Return why transformers would not load the adapter of a model, or only a part of it; empty if it does.
+
+    It reads adapters with code of its own, which does not know all of the library's methods, and only reports what it
+    did not find. This is asked with the adapter's names and shapes, before anything is trained.
+    """
+    base, config = adapted.get_base_model(), adapted.active_peft_config
+    with warnings.catch_warnings(category=UserWarning, action="ignore"):
+        names = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
+        weights = {name: torch.zeros(tensor.shape, device="cpu") for name, tensor in names.items()}
+        save_file(weights, Path(folder) / SAFETENSORS_WEIGHTS_NAME)
+        config.save_pretrained(folder)
+        empty = type(base)(base.config)
+        level = library_logging.get_verbosity()
+        library_logging.set_verbosity(library_logging.CRITICAL)
+        try:
+            report = empty.load_adapter(folder)
+        except (ValueError, NotImplementedError, TypeError, RuntimeError, IndexError) as error:
+            return " ".join(str(error).split())
+        finally:
+            library_logging.set_verbosity(level)
+    unknown = sorted(report.unexpected_keys)
+    return f"it does not find the place of {len(unknown)} weights, among them '{unknown[0]}'" if unknown else ""
