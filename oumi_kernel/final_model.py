@@ -1,7 +1,7 @@
 """The model that a run leaves: written beside, then moved.
 
-`config.json` of an older model goes first and that of the new one comes last, so that a folder in which only some files
-were moved does not open as a model.
+What opens an older model or adapter goes first and what opens the new one comes last, so that a folder in which only
+some files were moved does not open as either.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from oumi_kernel.contracts import Session
 from oumi_kernel.disk import cannot_write, require_space, sync
 from oumi_kernel.errors import CheckpointError
 
-CONFIG = "config.json"
-"""Without it nothing opens a folder as a model."""
+CONFIGS = ("config.json", "adapter_config.json")
+"""Without one of them nothing opens a folder as a model, or as an adapter of one."""
+WEIGHTS = ("model*.safetensors*", "adapter_model*.safetensors")
+"""Files of weights. Of an earlier model or adapter they are deleted, as readers would take them."""
 
 
 def save_final_model(session: Session) -> None:
@@ -45,13 +47,14 @@ def _move(beside: Path, target: Path) -> None:
     files = sorted(path for path in beside.rglob("*") if path.is_file())
     for file in files:
         sync(file)
-    (target / CONFIG).unlink(missing_ok=True)
-    for file in sorted(files, key=lambda file: file.name == CONFIG):
+    for name in CONFIGS:
+        (target / name).unlink(missing_ok=True)
+    for file in sorted(files, key=lambda file: file.name in CONFIGS):
         place = target / file.relative_to(beside)
         place.parent.mkdir(parents=True, exist_ok=True)
         file.replace(place)
     written = {file.name for file in files}
-    for left in target.glob("model*.safetensors*"):  # parts of an earlier model, which readers would prefer
+    for left in (left for pattern in WEIGHTS for left in target.glob(pattern)):
         if left.name not in written:
             left.unlink()
     sync(target)

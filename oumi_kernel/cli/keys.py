@@ -62,7 +62,7 @@ NAMING_KEYS = (
     NamingKey("training.optimizer", "optimizers", "training.optimizer_kwargs"),
     NamingKey("training.lr_scheduler_type", "schedulers", "training.lr_scheduler_kwargs"),
     NamingKey("training.metrics_function", "metrics", "training.metrics_kwargs"),
-    NamingKey("peft.peft_method", "peft"),
+    NamingKey("peft.peft_method", "peft", "peft.peft_kwargs"),
     *(
         NamingKey(f"data.{split}.datasets[].dataset_name", "datasets", f"data.{split}.datasets[].dataset_kwargs")
         for split in ("train", "validation", "test")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -35,6 +35,9 @@ class PeftParams(Params):
 
     peft_method: str | None = None
     """Name of the method; `none` turns it off. Null: LoRA when this section is not empty."""
+
+    peft_kwargs: dict[str, Any] = {}
+    """Parameters of the method itself, such as use_dora for LoRA."""
 
     lora_r: PositiveInt = 8
     """Rank of the update matrices."""

@@ -1,7 +1,7 @@
 """Every hook, in the order of a run. Build hooks are addressed to one component, events go to all active ones.
 
 Every argument is passed by name; an implementation takes only those it needs. `params` is the component's own
-decoded struct (for `models`, `peft` and `strategies` the section of the configuration), `run` a
+decoded struct (for `models` and `strategies` the section of the configuration), `run` a
 `oumi_kernel.contracts.Run`. Torch objects are `Any` here: the kernel never looks inside them.
 """
 

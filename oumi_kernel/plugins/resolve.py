@@ -208,7 +208,9 @@ class _Resolver:
     def check_keys(self) -> None:
         """Report keys that an active component does not serve, or that have no effect with it."""
         for choice in self.selected:
-            noun, name = FAMILIES[choice.entry.family].noun, choice.entry.name
+            entry = choice.entry
+            noun = FAMILIES[entry.family].noun
+            name = entry.also[0] if entry.name == DEFAULT and entry.also else entry.name
             for path, reason in self._changed(choice.component.unserved):
                 message = f"the {noun} '{name}' does not serve this key: {reason}"
                 self.unavailable.append(self._problem("not-served", path, message, hint="Remove the key."))

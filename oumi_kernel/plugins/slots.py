@@ -66,7 +66,7 @@ def slots(config: TrainingConfig, *, peft: bool, world_size: int) -> Iterator[Sl
         yield _named("metrics", training.metrics_function, "metrics_function", "metrics_kwargs")
     if peft:
         name = config.peft.peft_method or DEFAULT
-        yield Slot(family="peft", name=name, path="peft.peft_method", section=config.peft)
+        yield Slot(family="peft", name=name, path="peft.peft_method", kwargs_path="peft.peft_kwargs")
     for name in _enabled(model, "enable_{}_kernel"):
         yield Slot(family="kernels", name=name, path=f"model.enable_{name}_kernel", kwargs_path="model.kernel_kwargs")
     for name in sorted(VOCABULARY["trackers"]):

@@ -103,7 +103,7 @@ ONE_PROCESS = "there is one process"
 NOT_INSTALLED = "none is installed|which is not installed"
 
 TRAINING: dict[str, list[Case]] = {
-    "use_peft": [Refused("true", NOT_INSTALLED)],
+    "use_peft": [Changed("true", ("files", "losses"))],
     "trainer_type": [Refused("TRL_DPO", NOT_INSTALLED)],
     "trainer_kwargs": [Refused("{nothing: 1}", "unknown key 'nothing'")],
     "output_dir": [Refused("/proc/nowhere", "cannot write into /proc/nowhere")],

@@ -44,7 +44,7 @@ class Forward:
 
     def __init__(self, model: nn.Module, *, ignore: int, smoothing: float = 0.0) -> None:
         """Begin with what every model can do: padded batches and all of its logits."""
-        self._model, self._ignore, self._smoothing = model, ignore, smoothing
+        self._model, self._ignore, self._smoothing = _computing(model), ignore, smoothing
         self.is_flat = False
         self.why_padded = ""
         self._decoder: nn.Module | None = None
@@ -105,7 +105,8 @@ class Forward:
 
     def _logits(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return float32 logits at the supervised positions, (supervised, vocabulary)."""
-        return self._model(**self._inputs(batch)).logits.flatten(0, 1)[batch["predicting"]].float()
+        logits = self._model(**self._inputs(batch)).logits[:, -batch["input_ids"].shape[1] :]  # not those of a prompt
+        return logits.flatten(0, 1)[batch["predicting"]].float()
 
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         if not self.is_flat:
@@ -181,6 +182,15 @@ def _question(model: Any, length: int) -> Asked:
     ids = (torch.arange(1, length + 1) * 7919 + length) % vocabulary
     device = next(model.parameters()).device
     return {"input_ids": ids.unsqueeze(0).to(device), "use_cache": False}
+
+
+def _computing(model: Any) -> Any:
+    """Return the model that computes: of one with an adapter inside its layers, the model that has these layers.
+
+    An adapter that changes what the model reads, such as a prompt, computes around it.
+    """
+    config = getattr(model, "active_peft_config", None)
+    return model if config is None or config.is_prompt_learning else model.get_base_model()
 
 
 def _inner(model: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Family peft: adapters that train in the place of a model's own weights."""
