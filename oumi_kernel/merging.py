@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from oumi_kernel.config import DataParams, ModelParams, TrainingConfig, TrainingParams
+from oumi_kernel.config.peft import PeftSaveMode
 from oumi_kernel.contracts import Run
 from oumi_kernel.disk import cannot_write, sync
 from oumi_kernel.errors import ConfigError
@@ -74,7 +75,7 @@ def merge(folder: Path, output: Path | None = None, base: str | None = None) -> 
         shutil.rmtree(beside, ignore_errors=True)
         try:
             beside.mkdir(parents=True)
-            merged = write_whole_model(kernel, run, tokenizer, adapter, beside)
+            merged = write_merged(kernel, run, tokenizer, adapter, beside)
             _put(beside, target)
         except OSError as error:
             raise cannot_write(target, 0, error) from error
@@ -83,18 +84,36 @@ def merge(folder: Path, output: Path | None = None, base: str | None = None) -> 
     return adapter, merged, target
 
 
-def write_whole_model(kernel: Kernel, run: Run, tokenizer: Any, adapter: Adapter, directory: Path) -> Merged:
+def complete(kernel: Kernel, run: Run, tokenizer: Any, folder: Path, mode: PeftSaveMode) -> None:
+    """Turn a folder that holds an adapter into what `mode` asks for; on failure it is left with the adapter alone.
+
+    A folder with both opens as the adapted model: transformers puts an adapter that lies beside a model into it.
+    """
+    if mode is PeftSaveMode.ADAPTER_ONLY:
+        return
+    adapter, inside = read_adapter(folder), folder / "model"
+    inside.mkdir()
+    try:
+        if mode is PeftSaveMode.MERGED:
+            merged = write_merged(kernel, run, tokenizer, adapter, inside)
+            _log.info("merged: logits differ from those with the adapter by %.2g at most", merged.difference)
+            for path in (path for path in folder.iterdir() if path != inside):
+                path.unlink()
+        else:
+            loader, base = _base_of(kernel, run, tokenizer, adapter)
+            loader.save_model(base, base.state_dict, tokenizer, inside, run)
+        for path in inside.iterdir():
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(inside)
+
+
+def write_merged(kernel: Kernel, run: Run, tokenizer: Any, adapter: Adapter, directory: Path) -> Merged:
     """Merge an adapter into its base, and write the model, tokenizer, template and generation settings."""
     loader, model = _base_of(kernel, run, tokenizer, adapter)
     model, merged = kernel.merge_adapter(model, adapter.folder, tokenizer, run)
     loader.save_model(model, model.state_dict, tokenizer, directory, run)
     return merged
-
-
-def write_base(kernel: Kernel, run: Run, tokenizer: Any, adapter: Adapter, directory: Path) -> None:
-    """Write the model that an adapter was trained on, with rows for the tokens that were added."""
-    loader, model = _base_of(kernel, run, tokenizer, adapter)
-    loader.save_model(model, model.state_dict, tokenizer, directory, run)
 
 
 def read_adapter(folder: Path) -> Adapter:

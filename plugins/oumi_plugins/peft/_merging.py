@@ -56,15 +56,16 @@ def merge_adapter(model: Any, adapter: Path, tokenizer: Any) -> tuple[nn.Module,
         NumericsError: Adapter and merged weights disagree.
         OutOfMemoryError: The base does not fit into memory in float32.
     """
-    _refuse_unsuitable(model, adapter)
+    config = PeftConfig.from_pretrained(str(adapter))
+    _refuse_unsuitable(model, config, adapter)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     written = model.dtype
     _widen(model)
+    ids = [*_prompts(tokenizer, model), *_rows(config)]
+    alone = _logits(model.eval(), ids)
     adapted = _attached(model, adapter)
-    ids = [*_prompts(tokenizer, model), *_added(adapted)]
     with_adapter = _logits(adapted, ids)
-    with adapted.disable_adapter():
-        effect = _distance(_logits(adapted, ids), with_adapter)
+    effect = _distance(alone, with_adapter)
     _untie(adapted)
     merged = _merged(adapted)
     difference = _distance(_logits(merged, ids), with_adapter)
@@ -89,7 +90,7 @@ def merge_adapter(model: Any, adapter: Path, tokenizer: Any) -> tuple[nn.Module,
     return merged, found
 
 
-def _refuse_unsuitable(model: Any, adapter: Path) -> None:
+def _refuse_unsuitable(model: Any, config: Any, adapter: Path) -> None:
     name = model.name_or_path
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ConfigError(
@@ -102,7 +103,6 @@ def _refuse_unsuitable(model: Any, adapter: Path) -> None:
             f"the base {name} is quantised ({getattr(kind, 'value', kind)}); merging into it would round what the "
             "adapter learned away. Needed is the model that it was made from, in 16 or 32 bits: --base MODEL."
         )
-    config = PeftConfig.from_pretrained(str(adapter))
     if config.is_prompt_learning:
         raise ConfigError(
             f"{adapter} is an adapter of the method {_method(config)}, which learns what stands before a prompt and "
@@ -151,11 +151,11 @@ def _attached(model: nn.Module, adapter: Path) -> Any:
 def _untie(adapted: Any) -> None:
     """Give a head that shares the embeddings' weights its own where an adapter changes only one of them."""
     model = adapted.get_base_model()
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    layers = [layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in (embeddings, head)]
-    is_adapted = any(isinstance(layer, BaseTunerLayer) for layer in (embeddings, head))
-    if is_adapted and layers[0].weight is layers[1].weight:
-        layers[1].weight = nn.Parameter(layers[1].weight.detach().clone(), requires_grad=False)
+    layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    is_adapted = any(isinstance(layer, BaseTunerLayer) for layer in layers)
+    embeddings, head = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in layers)
+    if is_adapted and embeddings.weight is head.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 def _merged(adapted: Any) -> Any:
@@ -189,9 +189,9 @@ def _prompts(tokenizer: Any, model: Any) -> list[torch.Tensor]:
     return [kept for ids in found if len(kept := ids[ids < rows])]
 
 
-def _added(adapted: Any) -> list[torch.Tensor]:
-    """Return a prompt of the tokens that the adapter has rows for, if there are any."""
-    indices = getattr(adapted.active_peft_config, "trainable_token_indices", None) or []
+def _rows(config: Any) -> list[torch.Tensor]:
+    """Return a prompt of the tokens that an adapter has rows for, if there are any."""
+    indices = getattr(config, "trainable_token_indices", None) or []
     rows = sorted({row for rows in indices.values() for row in rows} if isinstance(indices, dict) else indices)
     return [torch.tensor(rows, dtype=torch.int64)] if rows else []
 

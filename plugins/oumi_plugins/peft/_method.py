@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from oumi_kernel import Component, Params, hookimpl
 from oumi_kernel.config import PeftParams
 from oumi_kernel.contracts import Run
+from oumi_kernel.merged import Merged
 from oumi_plugins.peft._declared import declared
 
 SECTION = {
@@ -60,7 +61,7 @@ def unserved(keys: Collection[str], own: str) -> dict[str, str]:
     )
     table |= dict.fromkeys((f"peft.{key}" for key in quantisation), NOT_YET)
     task = "models that generate text are trained; no trainer does other tasks yet."
-    return table | {"peft.lora_task_type": task, "peft.peft_save_mode": NOT_YET}
+    return table | {"peft.lora_task_type": task}
 
 
 class Method(Component):
@@ -78,11 +79,23 @@ class Method(Component):
     """Parameters that are not the library's."""
 
     @hookimpl
-    def oumi_apply_peft(self, params: Params, model: Any, run: Run) -> Any:
+    def oumi_apply_peft(self, params: Params, model: Any, added_tokens: Mapping[str, int], run: Run) -> Any:
         """Return the library's model around the given one: the adapter trains, everything else is frozen."""
         from oumi_plugins.peft._adapter import adapted
+        from oumi_plugins.peft._new_tokens import with_new_tokens
+        from oumi_plugins.peft._opening import check_opening
 
-        return adapted(model, self.config_class, self.settings(params, run), run)
+        settings = with_new_tokens(self.settings(params, run), model, added_tokens, params.__struct_fields__)
+        model = adapted(model, self.config_class, settings, run)
+        check_opening(model, run.config.peft.peft_save_mode, added_tokens)
+        return model
+
+    @hookimpl
+    def oumi_merge_adapter(self, model: Any, adapter: Path, tokenizer: Any) -> tuple[Any, Merged]:
+        """Return a base model with a saved adapter merged into its weights, and what a check of it found."""
+        from oumi_plugins.peft._merging import merge_adapter
+
+        return merge_adapter(model, adapter, tokenizer)
 
     @hookimpl
     def oumi_save_model(

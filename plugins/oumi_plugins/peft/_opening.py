@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,37 @@ from peft import get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from transformers.utils import logging as library_logging
+
+from oumi_kernel import ConfigError, Problem
+from oumi_kernel.config.peft import PeftSaveMode
+
+_log = logging.getLogger("oumi_plugins.peft.opening")
+
+
+def check_opening(adapted: Any, mode: PeftSaveMode, added: Mapping[str, int]) -> None:
+    """Refuse to save base and adapter in one folder that would open as something else; warn of an adapter alone.
+
+    Args:
+        adapted: The model with its adapter, before training.
+        mode: What is saved at the end.
+        added: Token -> row of tokens that were added.
+
+    Raises:
+        ConfigError: Base and adapter are to be saved, and transformers would not load this adapter.
+    """
+    if mode is PeftSaveMode.MERGED:
+        return
+    reason = why_it_does_not_open(adapted)
+    if mode is PeftSaveMode.ADAPTER_AND_BASE_MODEL and reason:
+        message = f"the folder would not open as the trained model: transformers cannot load this adapter: {reason}."
+        hint = "adapter_only opens with peft (AutoPeftModelForCausalLM); merged opens with both."
+        raise ConfigError(Problem(code="not-served", path="peft.peft_save_mode", message=message, hint=hint))
+    reason = reason or ("it does not add rows for tokens" if added and mode is PeftSaveMode.ADAPTER_ONLY else "")
+    if reason:
+        _log.warning(
+            "the adapter opens with AutoPeftModelForCausalLM alone, not with AutoModelForCausalLM of transformers: %s",
+            reason,
+        )
 
 
 def why_it_does_not_open(adapted: Any) -> str:
