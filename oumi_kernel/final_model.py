@@ -14,7 +14,7 @@ from pathlib import Path
 from oumi_kernel.config.peft import PeftSaveMode
 from oumi_kernel.contracts import Session
 from oumi_kernel.disk import cannot_write, require_space, sync
-from oumi_kernel.errors import CheckpointError, OumiError
+from oumi_kernel.errors import CheckpointError
 from oumi_kernel.merging import complete
 
 CONFIGS = ("config.json", "adapter_config.json")
@@ -55,7 +55,7 @@ def _adapter_kept(beside: Path, target: Path) -> Generator[None]:
     """Leave the adapter alone where it cannot be saved in the way that was asked for: training is not lost."""
     try:
         yield
-    except OumiError as error:
+    except Exception as error:
         _move(beside, target)
         error.add_note(f"The adapter alone was saved: {target}")
         raise

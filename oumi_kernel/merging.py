@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ import msgspec
 from oumi_kernel.config import DataParams, ModelParams, TrainingConfig, TrainingParams
 from oumi_kernel.config.peft import PeftSaveMode
 from oumi_kernel.contracts import Run
-from oumi_kernel.disk import cannot_write, sync
-from oumi_kernel.errors import ConfigError
+from oumi_kernel.disk import sync
+from oumi_kernel.errors import CheckpointError, ConfigError
 from oumi_kernel.loading import RunRecord, record_at
 from oumi_kernel.merged import Merged
 from oumi_kernel.plugins import Kernel, Resolution, scan
@@ -69,7 +71,7 @@ def merge(folder: Path, output: Path | None = None, base: str | None = None) -> 
     kernel, run = _stage(adapter, base)
     name, revision = run.config.model.model_name, run.config.model.model_revision
     adapter = msgspec.structs.replace(adapter, base=name, revision=revision)
-    with kernel.manager.attributed():
+    with kernel.manager.attributed(), _without_keys(adapter):
         tokenizer = kernel.build_tokenizer(run)
         beside = target.with_name(f".tmp-{target.name}")
         shutil.rmtree(beside, ignore_errors=True)
@@ -78,7 +80,7 @@ def merge(folder: Path, output: Path | None = None, base: str | None = None) -> 
             merged = write_merged(kernel, run, tokenizer, adapter, beside)
             _put(beside, target)
         except OSError as error:
-            raise cannot_write(target, 0, error) from error
+            raise CheckpointError(f"cannot write {target}: {error}. Choose another folder: --output DIR.") from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return adapter, merged, target
@@ -149,6 +151,27 @@ def _why_there_is_none(folder: Path) -> str:
         newest = checkpoints[-1].parent
         return f"{folder} has no adapter of a finished run. Its newest checkpoint has one: oumi merge {newest}"
     return f"{folder} holds no adapter: there is no {ADAPTER_CONFIG}."
+
+
+@contextmanager
+def _without_keys(adapter: Adapter) -> Generator[None]:
+    """Say what is wrong with a base in the words of the command: there is no configuration with keys here."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            [
+                msgspec.structs.replace(
+                    problem,
+                    path="",
+                    message=f"the base model of {adapter.folder}: {problem.message}",
+                    hint=f"{problem.hint} --base MODEL says where it is now.".strip(),
+                )
+                if problem.path
+                else problem
+                for problem in error.problems
+            ]
+        ) from error
 
 
 def _refuse_what_is_there(target: Path) -> None:

@@ -104,12 +104,6 @@ def resolve(loaded: LoadedConfig, catalogue: Catalogue, *, world_size: int = 1) 
 def select(catalogue: Catalogue, family: str, name: str, params: Any = None) -> Selected:
     """Select one component apart from any configuration; a name that nobody has means the family's default.
 
-    Args:
-        catalogue: What is installed.
-        family: The family.
-        name: The name.
-        params: Its parameters; its defaults unless given.
-
     Raises:
         ConfigError: There is none, or a library that it needs is missing.
         PluginError: It cannot be imported.

@@ -1,4 +1,4 @@
-"""An adapter merged into its base computes what it did beside it, whatever its method; what cannot be merged is said."""
+"""An adapter merged into its base computes what it did beside it, whatever its method; what cannot be is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "tied_head": lambda: peft.LoraConfig(r=4, target_modules=["lm_head"]),
     "tied_embeddings": lambda: peft.LoraConfig(r=4, target_modules=["embed_tokens"]),
     "parameters": lambda: peft.LoraConfig(r=4, target_modules=[], target_parameters=["q_proj.weight"]),
-    "ia3": lambda: peft.IA3Config(),
+    "ia3": peft.IA3Config,
     "vera": lambda: peft.VeraConfig(r=8, **MODULES),
     "oft": lambda: peft.OFTConfig(r=4, oft_block_size=0, **MODULES),
     "adalora": lambda: peft.AdaLoraConfig(total_step=10, **MODULES),
@@ -153,20 +153,20 @@ def test_a_quantised_base_is_never_merged_into(make: Make, tmp_path: Path) -> No
 
 def test_what_cannot_be_merged_is_said(make: Make, tmp_path: Path) -> None:
     prompt = make(peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), name="prompt")
-    with pytest.raises(ConfigError, match="PROMPT_TUNING.*there is nothing to merge"):
+    with pytest.raises(ConfigError, match=r"PROMPT_TUNING.*there is nothing to merge"):
         merge(prompt)
     with pytest.raises(ConfigError, match="holds a whole model and no adapter"):
         merge(TINY)
     with pytest.raises(ConfigError, match="does not exist"):
         merge(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="there is no adapter_config.json"):
+    with pytest.raises(ConfigError, match=r"there is no adapter_config.json"):
         merge(tmp_path / "empty")
     folder = make()
     with pytest.raises(ConfigError, match="exists and is not empty"):
         merge(folder, tmp_path)
     changed(folder, base_model_name_or_path="/gone/model")
-    with pytest.raises(ConfigError, match="/gone/model, is not there. Say where it is now: --base MODEL"):
+    with pytest.raises(ConfigError, match=r"/gone/model, is not there. Say where it is now: --base MODEL"):
         merge(folder)
     (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
     (tmp_path / "run" / "checkpoint-4" / CONFIG).write_text("{}")
@@ -197,5 +197,5 @@ def test_a_base_with_an_adapter_of_its_own_is_no_base(make: Make, tmp_path: Path
     opened(TINY).save_pretrained(beside)
     AutoTokenizer.from_pretrained(TINY).save_pretrained(beside)
     changed(folder, base_model_name_or_path=str(beside))
-    with pytest.raises(ConfigError, match="has an adapter itself. Merge that first"):
+    with pytest.raises(ConfigError, match=r"has an adapter itself. Merge that first"):
         merge(folder)

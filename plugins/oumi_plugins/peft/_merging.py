@@ -141,10 +141,10 @@ def _attached(model: nn.Module, adapter: Path) -> Any:
         if names:
             raise CheckpointError(f"{adapter} {meaning} {len(names)} weights, among them '{min(names)}'.")
     for name, tensor in held.items():
-        if not torch.equal(tensor, found[name].to(tensor.dtype)):
-            raise CheckpointError(f"{adapter}: the weight '{name}' could not be read.")
-        if not bool(torch.isfinite(tensor).all()):
+        if not bool(torch.isfinite(found[name]).all()):
             raise CheckpointError(f"{adapter}: the weight '{name}' is not finite.")
+        if not torch.equal(tensor, found[name].to(tensor.dtype)):
+            raise CheckpointError(f"{adapter}: the weight '{name}' was not taken over by {model.name_or_path}.")
     return adapted
 
 
@@ -153,7 +153,7 @@ def _untie(adapted: Any) -> None:
     model = adapted.get_base_model()
     layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     is_adapted = any(isinstance(layer, BaseTunerLayer) for layer in layers)
-    embeddings, head = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in layers)
+    embeddings, head = (getattr(layer, "base_layer", layer) for layer in layers)
     if is_adapted and embeddings.weight is head.weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
@@ -161,7 +161,7 @@ def _untie(adapted: Any) -> None:
 def _merged(adapted: Any) -> Any:
     try:
         with warnings.catch_warnings(category=UserWarning, action="ignore"):
-            model: Any = adapted.merge_and_unload(safe_merge=True)
+            model = adapted.merge_and_unload(safe_merge=True)
             return model.eval()
     except REFUSALS as error:
         method = _method(adapted.active_peft_config)

@@ -13,6 +13,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     for module in model.modules():
         if isinstance(module, nn.Embedding) or "norm" in type(module).__name__.lower():
             exempt |= {id(parameter) for parameter in module.parameters(recurse=False)}
+        if isinstance(getattr(module, "base_layer", None), nn.Embedding):  # an adapter around embeddings, or its rows
+            exempt |= {id(parameter) for parameter in module.parameters()}
     decay: list[tuple[str, nn.Parameter]] = []
     rest: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
