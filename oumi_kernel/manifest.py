@@ -19,6 +19,7 @@ from oumi_kernel.loading import LoadedConfig, RecordedComponent, RunRecord
 from oumi_kernel.loading.document import parse_path
 from oumi_kernel.loading.record import FORMAT
 from oumi_kernel.plugins.catalogue import LOCAL, Entry
+from oumi_kernel.report import Report
 from oumi_kernel.schema import dump
 from oumi_kernel.seeds import seeds_of
 
@@ -60,6 +61,19 @@ def run_record(loaded: LoadedConfig, components: Iterable[Entry], data: Prepared
         examples=data.counts,
         fingerprints=dict(data.fingerprints),
     )
+
+
+def with_model(record: RunRecord, model: Any, reports: Mapping[str, Report]) -> RunRecord:
+    """Return a record that says what became of the model."""
+    trained, total = parameter_counts(model)
+    facts = {family: dict(report.facts) for family, report in reports.items() if report.facts}
+    return msgspec.structs.replace(record, model={"parameters": total, "trained": trained, **facts})
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """Return how many parameters of a model train, and how many there are."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
 def effective_config(loaded: LoadedConfig) -> dict[str, Any]:

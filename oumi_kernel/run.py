@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -17,11 +17,12 @@ from oumi_kernel.final_model import save_final_model
 from oumi_kernel.launch import world_from
 from oumi_kernel.loading import LoadedConfig
 from oumi_kernel.logs import logging_to
-from oumi_kernel.manifest import PreparedData, fingerprint, run_record, write_json
+from oumi_kernel.manifest import PreparedData, fingerprint, parameter_counts, run_record, with_model, write_json
 from oumi_kernel.mixture import Mixture, mix
 from oumi_kernel.plugins import Kernel, Resolution
 from oumi_kernel.plugins.slots import filled_splits
 from oumi_kernel.repeat import data_difference, version_differences
+from oumi_kernel.report import Report
 from oumi_kernel.seeds import with_seeds
 from oumi_kernel.stopping import Interrupted, Stop
 
@@ -86,11 +87,14 @@ def _train(kernel: Kernel, run: Run, loaded: LoadedConfig, stop: Stop) -> Summar
     try:
         stage = prepare(kernel, strategy, run)
         difference = data_difference(loaded.record, stage.data) if loaded.record else ""
+        record = run_record(loaded, kernel.manager.entries(), stage.data)
         if run.world.is_main:
-            write_json(run.output_dir / "run.json", run_record(loaded, kernel.manager.entries(), stage.data))
+            write_json(run.output_dir / "run.json", record)
         log_difference(difference)
         session = assemble(stage, kernel.build_model(stage.tokenizer, run))
         session.stop = stop
+        if run.world.is_main:
+            write_json(run.output_dir / "run.json", with_model(record, session.prepared.model, kernel.reports(run)))
         _log.info("%s", header(session, session.prepared.model))
         stop.wait()
         summary = stage.trainer.train(session)
@@ -139,7 +143,8 @@ def assemble(stage: Stage, model: Any) -> Session:
     plan = trainer.plan(stage.data.examples)
 
     def build(final: Any) -> tuple[Any, Any]:
-        optimizer = kernel.build_optimizer(trainer.parameter_groups(final), run)
+        groups = kernel.group_parameters(trainer.parameter_groups(final), final, plan, run)
+        optimizer = kernel.build_optimizer(groups, run)
         return optimizer, kernel.build_scheduler(optimizer, plan.total_steps, run)
 
     splits = filled_splits(run.config)
@@ -183,11 +188,10 @@ def log_difference(difference: str) -> None:
 def header(session: Session, model: Any) -> str:
     """Return what is about to be trained, in a few lines."""
     plan, run = session.plan, session.run
-    parameters = list(model.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    total = sum(p.numel() for p in parameters)
+    trained, total = parameter_counts(model)
     lines = [
         f"model      {run.config.model.model_name}: {trained:,} of {total:,} parameters train",
+        *(line for report in session.kernel.reports(run).values() for line in _shown(report)),
         f"data       {', '.join(f'{name} {len(rows):,}' for name, rows in session.examples.items())} examples",
         f"steps      {plan.total_steps:,} of {plan.effective_batch_size} examples, {plan.steps_per_epoch:,} an epoch",
         f"output     {run.output_dir}",
@@ -197,6 +201,11 @@ def header(session: Session, model: Any) -> str:
     if run.config.model.trust_remote_code:
         lines.append("WARNING    model.trust_remote_code is on: code from the model's repository runs on this machine")
     return "\n".join(lines)
+
+
+def _shown(report: Report) -> Iterator[str]:
+    for number, line in enumerate(report.lines):
+        yield f"{'' if number else report.title:<11}{line}"
 
 
 def _as_reported(error: BaseException) -> BaseException:

@@ -39,7 +39,7 @@ VOCABULARY: dict[str, frozenset[str]] = {
             "oumi-ai/oumi-letter-count oumi-ai/oumi-letter-count-clean oumi-ai/berrybench-v0.1.1 trl-lib/tldr"
         ).split()
     ),
-    "peft": frozenset({"lora"}),
+    "peft": frozenset("lora ia3 vera oft boft adalora loha lokr prompt_tuning".split()),
     "strategies": frozenset({"single", "ddp", "fsdp", "deepspeed", "distributed"}),
     "kernels": frozenset({"liger"}),
     "trackers": frozenset({"wandb", "mlflow", "tensorboard"}),

@@ -47,6 +47,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         rows: Split -> rows, before preparation dropped any.
         examples: Split -> examples, after it.
         fingerprints: Split -> digest of the prepared examples in their order; None where they have none.
+        model: How many parameters there are (`parameters`) and train (`trained`), and by family what became of what was
+            asked of the model; empty if the run ended before there was one.
     """
 
     format: int
@@ -60,6 +62,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     rows: dict[str, int] = {}
     examples: dict[str, int] = {}
     fingerprints: dict[str, str | None] = {}
+    model: dict[str, Any] = {}
 
 
 def record_in(text: str, source: str) -> RunRecord | None:

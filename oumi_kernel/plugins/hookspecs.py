@@ -15,6 +15,7 @@ from oumi_kernel.component import hookspec
 from oumi_kernel.config import DatasetParams, DatasetSplitParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
 from oumi_kernel.merged import Merged
+from oumi_kernel.report import Report
 
 
 class BuildHooks:
@@ -89,6 +90,19 @@ class BuildHooks:
         """Family `peft`: merge a saved adapter into its base; return the model in the base's precision, and a check.
 
         Raise `NumericsError` where adapter and merged weights compute something else.
+        """
+
+    @hookspec(firstresult=True)
+    def oumi_report(self, params: Any, run: Run) -> Report | None:
+        """Families `models`, `kernels` and `peft`: say what became of the model, now that it is built. Optional."""
+
+    @hookspec(firstresult=True)
+    def oumi_group_parameters(
+        self, params: Any, groups: Sequence[dict[str, Any]], model: Any, plan: Plan, run: Run
+    ) -> Sequence[dict[str, Any]] | None:
+        """Family `peft`: return the trainer's parameter groups divided, those with a rate of their own with `lr`.
+
+        Optional. It is also where a method learns how long the run is, in a dry run too.
         """
 
     @hookspec(firstresult=True)

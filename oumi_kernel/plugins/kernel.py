@@ -16,6 +16,7 @@ from oumi_kernel.plugins.families import FAMILIES
 from oumi_kernel.plugins.loading import describe
 from oumi_kernel.plugins.manager import Active, Manager
 from oumi_kernel.plugins.resolve import Resolution
+from oumi_kernel.report import Report
 
 T = TypeVar("T")
 
@@ -95,6 +96,25 @@ class Kernel:
         if not hasattr(loader.plugin, "oumi_build_skeleton"):
             return None
         return self._model("oumi_build_skeleton", tokenizer, run)
+
+    def reports(self, run: Run) -> dict[str, Report]:
+        """Return family -> what its component says of the model that was built."""
+        asked = {family: self._all(family) for family in ("models", "kernels", "peft")}
+        found = {
+            family: self.manager.call(active, "oumi_report", run=run)
+            for family, of_one in asked.items()
+            for active in of_one
+        }
+        return {family: report for family, report in found.items() if report is not None}
+
+    def group_parameters(
+        self, groups: Sequence[dict[str, Any]], model: Any, plan: Plan, run: Run
+    ) -> Sequence[dict[str, Any]]:
+        """Return parameter groups as the PEFT method divides them."""
+        for active in self._all("peft"):
+            arguments = {"groups": groups, "model": model, "plan": plan, "run": run}
+            groups = self.manager.call(active, "oumi_group_parameters", **arguments) or groups
+        return groups
 
     def build_optimizer(self, groups: Sequence[dict[str, Any]], run: Run) -> Any:
         """Return the optimizer over parameter groups."""

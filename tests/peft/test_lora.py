@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oumi_kernel import ConfigError
-from tests.conftest import QUICKSTART
+from tests.peft.conftest import TINY, logits, opened
 from tests.trainers.conftest import Train
 
-TINY = QUICKSTART / "model"
 LORA = ("--peft.lora_r=4", "--peft.lora_alpha=16", "--peft.lora_target_modules=[q_proj, v_proj]")
 ADAMW = "--training.optimizer=adamw"
-
-
-def opened(folder: Path) -> Any:
-    """Open an adapter as its users do: the model that it names, and the adapter beside it."""
-    name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name), folder)
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=torch.arange(3, 40)[None]).logits
 
 
 def test_an_adapter_is_saved_that_the_library_opens(train: Train) -> None:
@@ -78,3 +63,46 @@ def test_what_an_earlier_run_left_does_not_open_as_another_model(train: Train, b
 def test_a_list_of_modules_that_is_written_as_text_is_refused(train: Train) -> None:
     with pytest.raises(ConfigError, match=r"Write a list: \[q_proj, v_proj\]"):
         train("--peft.lora_target_modules=q_proj,v_proj")
+
+
+def test_the_header_and_the_record_say_what_is_adapted_and_what_is_frozen(train: Train) -> None:
+    run = train(*LORA, "--model.freeze_layers=[layers.0]")
+    log = (run.folder / "logs/rank_0.log").read_text()
+    record = json.loads((run.folder / "run.json").read_text())["model"]
+    layers = AutoModelForCausalLM.from_pretrained(TINY).config.num_hidden_layers
+    count = layers - 1
+    assert f"{2 * count} of {7 * layers} linear layers" in log
+    assert f"lora_target_modules: q_proj {count}, v_proj {count}" in log
+    assert "layers.0: 1" in log or "layers.0" in log
+    assert record["peft"]["peft.lora_target_modules"] == {"q_proj": count, "v_proj": count}
+    assert record["peft"]["linear_layers"] == {"adapted": 2 * count, "all": 7 * layers}
+    assert record["models"]["model.freeze_layers"]["layers.0"] >= 1
+    weights = load_file(run.folder / "adapter_model.safetensors")
+    assert record["trained"] == sum(weight.numel() for weight in weights.values())
+    assert record["parameters"] > record["trained"]
+    assert not any("layers.0." in name for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--peft.lora_target_modules=[q_proj, q_projj]",),
+            r"lora_target_modules\[1\]: 'q_projj' matches no module of LlamaForCausalLM\. "
+            r"did you mean 'q_proj'\? Linear modules: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj\.",
+        ),
+        (("--peft.lora_target_modules=nothing_.*",), r"peft\.lora_target_modules: 'nothing_\.\*' matches no module"),
+        (('--peft.lora_target_modules="(q"',), r"'\(q' is no regular expression"),
+        ((*LORA, "--peft.lora_exclude_modules=[q_proj]"), r"whole names: write '\.\*q_proj'"),
+        ((*LORA, "--peft.lora_modules_to_save=[lm_headd]"), r"lora_modules_to_save\[0\].*did you mean 'lm_head'"),
+        ((*LORA, "--peft.lora_target_parameters=[experts.gate]"), r"lora_target_parameters\[0\].*no parameter"),
+        ((*LORA, "--peft.lora_exclude_modules=[.*q_proj]"), r"every module that 'q_proj' matches is left out"),
+        ((*LORA, "--peft.peft_kwargs.rank_pattern={k_proj: 2}"), r"'k_proj' matches no module that is adapted"),
+        (("--peft.lora_target_modules=[self_attn]",), r"peft refuses these settings: Target module"),
+        (("--peft.lora_r=4", "--model.load_pretrained_weights=false"), "random weights cannot be had again"),
+        ((*LORA, "--peft.peft_kwargs.layers_to_transform=[99]"), "peft refuses these settings: .*layers_to_transform"),
+    ],
+)
+def test_what_would_come_to_nothing_is_refused(train: Train, flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(*flags)

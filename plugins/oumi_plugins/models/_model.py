@@ -31,11 +31,14 @@ DTYPES = {
 
 def build_model(
     params: ModelParams, config: PretrainedConfig, tokenizer: Any, arguments: Mapping[str, Any], run: Run
-) -> nn.Module:
+) -> tuple[nn.Module, dict[str, int]]:
     """Load or create the model of a model section, on the CPU unless `arguments` place it.
 
     Random weights, of a model that is not loaded and of tokens that the model does not have, depend on
     `training.seed` alone.
+
+    Returns:
+        The model, and pattern of `freeze_layers` -> modules that it matches.
 
     Raises:
         ConfigError: Its weights cannot be found, or some are missing.
@@ -52,8 +55,8 @@ def build_model(
 
 def build_skeleton(
     params: ModelParams, config: PretrainedConfig, tokenizer: Any, arguments: Mapping[str, Any], run: Run
-) -> nn.Module:
-    """Return the model that `build_model` would, on the device `meta`: of weight files only names and shapes are read.
+) -> tuple[nn.Module, dict[str, int]]:
+    """Return what `build_model` would, on the device `meta`: of weight files only names and shapes are read.
 
     Weights of a hub's model that are not here yet are not fetched; whether any are missing is then not checked.
 
@@ -88,12 +91,13 @@ def _new(config: PretrainedConfig, options: Mapping[str, Any]) -> Any:
     return AutoModelForCausalLM.from_config(config, **{**options, "dtype": dtype})
 
 
-def _ready(model: Any, params: ModelParams) -> nn.Module:
+def _ready(model: Any, params: ModelParams) -> tuple[nn.Module, dict[str, int]]:
     model.config.use_cache = False  # a cache of keys and values is for generation; packed sequences leak through it
-    for modules in matches(model, params.freeze_layers).values():
+    found = matches(model, params.freeze_layers)
+    for modules in found.values():
         for module in modules:
             module.requires_grad_(False)
-    return model
+    return model, {pattern: len(modules) for pattern, modules in found.items()}
 
 
 def _pretrained(params: ModelParams, run: Run, config: PretrainedConfig, options: dict[str, Any]) -> Any:

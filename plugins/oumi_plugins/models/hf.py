@@ -9,6 +9,7 @@ from typing import Any
 from oumi_kernel import Component, hookimpl
 from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
+from oumi_kernel.report import Report
 
 
 class HF(Component):
@@ -25,6 +26,7 @@ class HF(Component):
 
     def __init__(self) -> None:
         self._use_cache: bool | None = None
+        self._frozen: dict[str, int] = {}
 
     @hookimpl
     def oumi_build_tokenizer(self, params: ModelParams, run: Run) -> Any:
@@ -56,7 +58,8 @@ class HF(Component):
 
         config = check_model(params, run)
         self._use_cache = getattr(config, "use_cache", None)
-        return build_model(params, config, tokenizer, arguments, run)
+        model, self._frozen = build_model(params, config, tokenizer, arguments, run)
+        return model
 
     @hookimpl
     def oumi_build_skeleton(self, params: ModelParams, tokenizer: Any, arguments: Mapping[str, Any], run: Run) -> Any:
@@ -64,7 +67,15 @@ class HF(Component):
         from oumi_plugins.models._architecture import check_model
         from oumi_plugins.models._model import build_skeleton
 
-        return build_skeleton(params, check_model(params, run), tokenizer, arguments, run)
+        model, self._frozen = build_skeleton(params, check_model(params, run), tokenizer, arguments, run)
+        return model
+
+    @hookimpl
+    def oumi_report(self) -> Report | None:
+        """Say which modules are frozen."""
+        lines = tuple(f"{pattern}: {count:,} modules" for pattern, count in self._frozen.items())
+        facts = {"model.freeze_layers": self._frozen}
+        return Report(title="frozen", lines=lines, facts=facts) if lines else None
 
     @hookimpl
     def oumi_save_model(

@@ -6,11 +6,14 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
+
 from oumi_kernel import Component, Params, hookimpl
 from oumi_kernel.config import PeftParams
-from oumi_kernel.contracts import Run
+from oumi_kernel.contracts import Run, StepRecord
 from oumi_kernel.merged import Merged
-from oumi_plugins.peft._declared import declared
+from oumi_kernel.report import Report
+from oumi_plugins.peft._declared import declared, field_names
 
 SECTION = {
     "lora_r": "r",
@@ -29,39 +32,8 @@ MODULES = ("lora_target_modules", "lora_exclude_modules", "lora_modules_to_save"
 NOT_YET = "no component does this yet."
 
 
-def parameters(
-    module: str,
-    name: str,
-    keys: Collection[str],
-    *,
-    without: Collection[str] = (),
-    bases: tuple[type[Params], ...] = (),
-) -> type[Params]:
-    """Return the struct of a method's own parameters: the fields of its config that the section does not cover.
-
-    Args:
-        module: The module of its config class.
-        name: The name of its config class.
-        keys: Keys of the section that it has a use for.
-        without: Further fields that are no parameters.
-        bases: Structs with parameters that the library's config does not have.
-    """
-    return declared(module, name, without={*without, *(SECTION[key] for key in keys)}, bases=bases or (Params,))
-
-
-def unserved(keys: Collection[str], own: str) -> dict[str, str]:
-    """Return the keys of the section that a method cannot serve, with what to do instead."""
-    table = {
-        f"peft.{key}": f"it is for LoRA; {own} takes its parameters from peft.peft_kwargs."
-        for key in SECTION
-        if key not in keys
-    }
-    quantisation = (
-        key for key in PeftParams.__struct_fields__ if key.startswith(("q_lora", "bnb_", "llm_", "use_bnb"))
-    )
-    table |= dict.fromkeys((f"peft.{key}" for key in quantisation), NOT_YET)
-    task = "models that generate text are trained; no trainer does other tasks yet."
-    return table | {"peft.lora_task_type": task}
+class OwnParams(Params):
+    """A method without parameters beside the library's."""
 
 
 class Method(Component):
@@ -69,14 +41,37 @@ class Method(Component):
 
     requires = {"peft": "oumi-kernel[peft]"}
 
+    module: ClassVar[str]
+    """The module of its config class in the library."""
+
     config_class: ClassVar[str]
-    """The name of its config class in the library."""
+    """The name of that class."""
 
     keys: ClassVar[Collection[str]] = MODULES
-    """The keys of the section `peft` that it has a use for."""
+    """The keys of the section `peft` that it may have a use for."""
 
-    own_parameters: ClassVar[Collection[str]] = ()
-    """Parameters that are not the library's."""
+    without: ClassVar[Collection[str]] = ()
+    """Fields of the config that are no parameters: the model decides them, or nothing here can serve them."""
+
+    own_params: ClassVar[type[Params]] = OwnParams
+    """Parameters that the library's config does not have."""
+
+    def __init_subclass__(cls) -> None:
+        """Take the parameters from the library's config: its fields that the section does not cover."""
+        super().__init_subclass__()
+        known = field_names(cls.module, cls.config_class)
+        cls.keys = tuple(key for key in cls.keys if SECTION[key] in known or not known)
+        covered = {*cls.without, *(SECTION[key] for key in cls.keys)}
+        cls.params_type = declared(cls.module, cls.config_class, without=covered, bases=(cls.own_params,))
+        cls.unserved = _unserved(cls.keys)
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._report: Report | None = None
+        self._first: Any = None
+        self._moved: frozenset[str] = frozenset()
+        self._steps_with_rate = 0
+        self._is_trained = False
 
     @hookimpl
     def oumi_apply_peft(self, params: Params, model: Any, added_tokens: Mapping[str, int], run: Run) -> Any:
@@ -86,9 +81,9 @@ class Method(Component):
         from oumi_plugins.peft._opening import check_opening
 
         settings = with_new_tokens(self.settings(params, run), model, added_tokens, params.__struct_fields__)
-        model = adapted(model, self.config_class, settings, run)
-        check_opening(model, run.config.peft.peft_save_mode, added_tokens)
-        return model
+        self._model, self._report = adapted(model, self.config_class, settings, run)
+        check_opening(self._model, run.config.peft.peft_save_mode, added_tokens)
+        return self._model
 
     @hookimpl
     def oumi_merge_adapter(self, model: Any, adapter: Path, tokenizer: Any) -> tuple[Any, Merged]:
@@ -96,6 +91,11 @@ class Method(Component):
         from oumi_plugins.peft._merging import merge_adapter
 
         return merge_adapter(model, adapter, tokenizer)
+
+    @hookimpl
+    def oumi_report(self) -> Report | None:
+        """Say what is adapted."""
+        return self._report
 
     @hookimpl
     def oumi_save_model(
@@ -106,7 +106,8 @@ class Method(Component):
 
         weights = state()
         if run.world.is_main and weights is not None:
-            save_adapter(model, weights, tokenizer, directory)
+            moved = self._moved if self._is_trained else frozenset[str]()
+            save_adapter(model, weights, tokenizer, directory, moved)
         return True
 
     @hookimpl
@@ -117,14 +118,46 @@ class Method(Component):
         load_adapter(model, directory)
         return True
 
+    @hookimpl
+    def oumi_train_start(self, run: Run) -> None:
+        """Watch the gradients of the first step."""
+        from oumi_plugins.peft._gradients import FirstGradients
+
+        self._first = FirstGradients(self._model, compiled=run.config.training.compile)
+
+    @hookimpl
+    def oumi_step_end(self, record: StepRecord) -> None:
+        """Look once whether every adapter learns."""
+        self._steps_with_rate += record.learning_rate > 0
+        self._is_trained = self._steps_with_rate > record.skipped
+        if self._first is not None:
+            first, self._first = self._first, None
+            self._moved = first.check()
+
     def settings(self, params: Params, run: Run) -> dict[str, Any]:
         """Return the fields of the config that the configuration changes."""
-        section, default = run.config.peft, PeftParams()
-        changed = {
-            SECTION[key]: getattr(section, key) for key in self.keys if getattr(section, key) != getattr(default, key)
+        section, own = run.config.peft, self.own_params.__struct_fields__
+        fields = {SECTION[key]: (getattr(section, key), getattr(PeftParams(), key)) for key in self.keys}
+        fields |= {
+            field.name: (getattr(params, field.name), field.default_factory() if _is_made(field) else field.default)
+            for field in msgspec.structs.fields(params)
+            if field.name not in own
         }
-        return changed | {
-            name: getattr(params, name)
-            for name in params.__struct_fields__
-            if name not in self.own_parameters and getattr(params, name) != getattr(type(params)(), name)
-        }
+        return {name: value for name, (value, default) in fields.items() if value != default}
+
+
+def _is_made(field: msgspec.structs.FieldInfo) -> bool:
+    return field.default_factory is not msgspec.NODEFAULT
+
+
+def _unserved(keys: Collection[str]) -> dict[str, str]:
+    """Return the keys of the section that a method cannot serve, with what to do instead."""
+    table = {
+        f"peft.{key}": "this method takes its parameters from peft.peft_kwargs." for key in SECTION if key not in keys
+    }
+    quantisation = (
+        key for key in PeftParams.__struct_fields__ if key.startswith(("q_lora", "bnb_", "llm_", "use_bnb"))
+    )
+    table |= dict.fromkeys((f"peft.{key}" for key in quantisation), NOT_YET)
+    task = "models that generate text are trained; no trainer does other tasks yet."
+    return table | {"peft.lora_task_type": task}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from oumi_kernel import CheckpointError
 from oumi_plugins.peft._adapter import ADAPTER
 
 
-def save_adapter(model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any, directory: Path) -> None:
+def save_adapter(
+    model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any, directory: Path, moved: Collection[str]
+) -> None:
     """Write the adapter, tokenizer and chat template, and read the adapter again to check it.
 
     Args:
@@ -25,6 +27,7 @@ def save_adapter(model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any
         weights: Name -> whole tensor, the model's own names.
         tokenizer: The tokenizer, its chat template set.
         directory: Where to write.
+        moved: Weights that training has changed, by the model's names.
 
     Raises:
         CheckpointError: The folder cannot be written, or does not hold the adapter that was to be saved.
@@ -38,7 +41,14 @@ def save_adapter(model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any
     except (OSError, SafetensorError, RuntimeError) as error:
         message = f"cannot write the adapter to {directory}: {error}. Free some space, or choose another output_dir."
         raise CheckpointError(message) from error
-    _check(_read(directory), _expected(model, weights), directory)
+    found = _read(directory)
+    _check(found, _expected(model, weights), directory)
+    saved = (name.replace(f".{ADAPTER}", "") for name in moved)
+    empty = sorted(name for name in saved if name in found and not bool(found[name].any()))
+    if empty:
+        raise CheckpointError(
+            f"{directory}: {len(empty)} weights that were trained are all zero, such as '{empty[0]}'."
+        )
 
 
 def load_adapter(model: Any, directory: Path) -> None:
