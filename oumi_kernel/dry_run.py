@@ -84,7 +84,7 @@ def _rehearse(kernel: Kernel, run: Run, loaded: LoadedConfig, count: int, report
         if rehearses is None:
             report.missing(f"the trainer '{run.config.training.trainer_type}' offers no previews and no estimate.")
         _show_data(stage, rehearses, count, report)
-        skeleton = kernel.build_skeleton(stage.tokenizer, run)
+        skeleton = kernel.build_skeleton(stage.tokenizer, stage.data.examples, run)
         if skeleton is None:
             report.missing("the model's loader builds none without weights: model, optimizer and steps are unchecked.")
         elif rehearses is not None:

@@ -21,9 +21,9 @@ from oumi_kernel.disk import sync
 from oumi_kernel.errors import CheckpointError, ConfigError
 from oumi_kernel.loading import RunRecord, record_at
 from oumi_kernel.merged import Merged
-from oumi_kernel.plugins import Kernel, Resolution, scan
+from oumi_kernel.plugins import FAMILIES, Catalogue, Kernel, Resolution, Selected, scan
 from oumi_kernel.plugins.families import DEFAULT
-from oumi_kernel.plugins.resolve import select
+from oumi_kernel.plugins.loading import missing_libraries
 
 _log = logging.getLogger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"
@@ -193,7 +193,8 @@ def _base_of(kernel: Kernel, run: Run, tokenizer: Any, adapter: Adapter) -> tupl
         freeze_layers=[],
     )
     loader = kernel.with_model(params)
-    return loader, loader.build_model(tokenizer, run)
+    alone = msgspec.structs.replace(run, config=msgspec.structs.replace(run.config, model=params))
+    return loader, loader.build_model(tokenizer, {}, alone)
 
 
 def _stage(adapter: Adapter, base: str | None) -> tuple[Kernel, Run]:
@@ -226,12 +227,23 @@ def _stage(adapter: Adapter, base: str | None) -> tuple[Kernel, Run]:
         _log.warning("the run had model.trust_remote_code on: code of the model's repository runs on this machine")
     catalogue = scan()
     chosen = (
-        select(catalogue, "models", model.model_name, params=model),
-        select(catalogue, "peft", before.get("peft", {}).get("peft_method") or DEFAULT),
+        _select(catalogue, "models", model.model_name, params=model),
+        _select(catalogue, "peft", before.get("peft", {}).get("peft_method") or DEFAULT),
     )
     config = TrainingConfig(model=model, data=DataParams(), training=training)
     kernel = Kernel(Resolution(selected=chosen, problems=(), unavailable=(), warnings=()))
     return kernel, msgspec.structs.replace(run, config=config)
+
+
+def _select(catalogue: Catalogue, family: str, name: str, params: Any = None) -> Selected:
+    """Select one component apart from any configuration; a name that nobody has means the family's default."""
+    entry = catalogue.find(family, name) or catalogue.find(family, DEFAULT)
+    if entry is None:
+        raise ConfigError(f"no {FAMILIES[family].noun} is installed.")
+    component = catalogue.load(entry)
+    for module, requirement in missing_libraries(component):
+        raise ConfigError(f"'{entry.name}' needs {module}, which is not installed: pip install '{requirement}'")
+    return Selected(entry=entry, component=component, path="", params=params or component.params_type())
 
 
 def _record_of(folder: Path) -> RunRecord | None:

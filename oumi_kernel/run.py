@@ -91,7 +91,7 @@ def _train(kernel: Kernel, run: Run, loaded: LoadedConfig, stop: Stop) -> Summar
         if run.world.is_main:
             write_json(run.output_dir / "run.json", record)
         log_difference(difference)
-        session = assemble(stage, kernel.build_model(stage.tokenizer, run))
+        session = assemble(stage, kernel.build_model(stage.tokenizer, stage.data.examples, run))
         session.stop = stop
         if run.world.is_main:
             write_json(run.output_dir / "run.json", with_model(record, session.prepared.model, kernel.reports(run)))

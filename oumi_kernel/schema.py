@@ -70,7 +70,18 @@ def field_docs(struct: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     for cls in reversed(struct.__mro__):
         if issubclass(cls, msgspec.Struct) and cls.__struct_fields__:
-            docs.update(_own_field_docs(cls))
+            docs.update(_own_field_docs(cls) or _described_fields(cls))
+    return docs
+
+
+def _described_fields(cls: type) -> dict[str, str]:
+    """Return the descriptions in the types of a struct that was made without source."""
+    docs: dict[str, str] = {}
+    for field in msgspec.structs.fields(cls):
+        kind = msgspec.inspect.type_info(field.type)
+        extra = kind.extra_json_schema if isinstance(kind, msgspec.inspect.Metadata) else None
+        if extra and "description" in extra:
+            docs[field.name] = extra["description"]
     return docs
 
 

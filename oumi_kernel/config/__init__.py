@@ -7,7 +7,7 @@ from oumi_kernel.config.gkd import GkdParams
 from oumi_kernel.config.gold import GoldParams
 from oumi_kernel.config.grpo import GrpoParams
 from oumi_kernel.config.model import ModelParams
-from oumi_kernel.config.peft import PeftParams
+from oumi_kernel.config.peft import PeftParams, PeftSaveMode
 from oumi_kernel.config.profiler import ProfilerParams
 from oumi_kernel.config.telemetry import TelemetryParams
 from oumi_kernel.config.training import MixedPrecisionDtype, Moments, TrainingParams
@@ -27,6 +27,7 @@ __all__ = [
     "Moments",
     "OffloadConfig",
     "PeftParams",
+    "PeftSaveMode",
     "ProfilerParams",
     "TelemetryParams",
     "TrainTarget",

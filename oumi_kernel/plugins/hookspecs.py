@@ -77,10 +77,18 @@ class BuildHooks:
         """Family `kernels`: return the model with faster parts put in. Optional."""
 
     @hookspec(firstresult=True)
-    def oumi_apply_peft(self, params: Any, model: Any, added_tokens: Mapping[str, int], run: Run) -> Any:
+    def oumi_apply_peft(
+        self,
+        params: Any,
+        model: Any,
+        added_tokens: Mapping[str, int],
+        examples: Mapping[str, Sequence[Any]],
+        run: Run,
+    ) -> Any:
         """Family `peft`: return the model with its adapter, everything else frozen.
 
-        `added_tokens` are those whose rows nothing has trained yet, by their rows: train them, or refuse.
+        `added_tokens` are those whose rows nothing has trained yet, by their rows: train them, or refuse. `examples`
+        are split -> prepared examples, for methods that begin with what the data is like.
         """
 
     @hookspec(firstresult=True)

@@ -86,16 +86,16 @@ class Kernel:
             arguments.update(self.manager.call(active, "oumi_model_arguments", run=run) or {})
         return arguments
 
-    def build_model(self, tokenizer: Any, run: Run) -> Any:
+    def build_model(self, tokenizer: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
         """Return the model with kernels and PEFT applied, each at its time."""
-        return self._model("oumi_build_model", tokenizer, run)
+        return self._model("oumi_build_model", tokenizer, examples, run)
 
-    def build_skeleton(self, tokenizer: Any, run: Run) -> Any:
+    def build_skeleton(self, tokenizer: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
         """Return the same without weights, on torch's device `meta`; None where the model's loader builds none."""
         (loader,) = self._all("models")
         if not hasattr(loader.plugin, "oumi_build_skeleton"):
             return None
-        return self._model("oumi_build_skeleton", tokenizer, run)
+        return self._model("oumi_build_skeleton", tokenizer, examples, run)
 
     def reports(self, run: Run) -> dict[str, Report]:
         """Return family -> what its component says of the model that was built."""
@@ -165,7 +165,7 @@ class Kernel:
         """Tell everybody that the run ends with an error."""
         self.manager.broadcast("oumi_train_error", run=run, error=error)
 
-    def _model(self, hook: str, tokenizer: Any, run: Run) -> Any:
+    def _model(self, hook: str, tokenizer: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
         for active in self._all("kernels"):
             self.manager.call(active, "oumi_before_model", run=run)
         arguments = self.model_arguments(run)
@@ -174,7 +174,8 @@ class Kernel:
             model = self.manager.call(active, "oumi_apply_kernel", model=model, run=run) or model
         for active in self._all("peft"):
             added = self.manager.call(self._all("models")[0], "oumi_added_tokens", tokenizer=tokenizer, run=run) or {}
-            model = self._answer(active, "oumi_apply_peft", object, model=model, added_tokens=added, run=run)
+            arguments = {"model": model, "added_tokens": added, "examples": examples, "run": run}
+            model = self._answer(active, "oumi_apply_peft", object, **arguments)
         return model
 
     def _all(self, family: str) -> list[Active]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import sys
 from typing import Any
 
 import msgspec
 
+from oumi_kernel.adapters import adapter_of
 from oumi_kernel.component import Component, DatasetComponent
 from oumi_kernel.config.derived import peft_enabled
 from oumi_kernel.config.vocabulary import VOCABULARY
+from oumi_kernel.contracts import Run
 from oumi_kernel.errors import ConfigError, PluginError, Problem
 from oumi_kernel.loading import LoadedConfig, convert
 from oumi_kernel.plugins.catalogue import Catalogue, Entry
 from oumi_kernel.plugins.families import DEFAULT, FAMILIES, normalise
 from oumi_kernel.plugins.keys import default_at, expand, value_at
+from oumi_kernel.plugins.loading import missing_libraries
 from oumi_kernel.plugins.slots import Slot, filled_splits, slots
 
 OWN = "oumi-kernel"
@@ -86,6 +88,9 @@ def resolve(loaded: LoadedConfig, catalogue: Catalogue, *, world_size: int = 1) 
     resolver = _Resolver(loaded, catalogue)
     config = loaded.config
     peft = peft_enabled(config, loaded.document.given("peft"))
+    adapter = adapter_of(Run(config=config, folder=loaded.folder))
+    if adapter is not None and not peft:
+        peft = resolver.check_adapter(adapter[0])
     for slot in slots(config, peft=peft, world_size=world_size):
         resolver.fill(slot)
     resolver.fill_collators()
@@ -99,22 +104,6 @@ def resolve(loaded: LoadedConfig, catalogue: Catalogue, *, world_size: int = 1) 
         unavailable=tuple(resolver.unavailable),
         warnings=tuple(resolver.warnings),
     )
-
-
-def select(catalogue: Catalogue, family: str, name: str, params: Any = None) -> Selected:
-    """Select one component apart from any configuration; a name that nobody has means the family's default.
-
-    Raises:
-        ConfigError: There is none, or a library that it needs is missing.
-        PluginError: It cannot be imported.
-    """
-    entry = catalogue.find(family, name) or catalogue.find(family, DEFAULT)
-    if entry is None:
-        raise ConfigError(f"no {FAMILIES[family].noun} is installed.")
-    component = catalogue.load(entry)
-    for module, requirement in _missing(component):
-        raise ConfigError(f"'{entry.name}' needs {module}, which is not installed: pip install '{requirement}'")
-    return Selected(entry=entry, component=component, path="", params=params or component.params_type())
 
 
 class _Resolver:
@@ -155,6 +144,15 @@ class _Resolver:
             entry=entry, component=component, path=slot.path, params=params, kwargs_path=slot.kwargs_path
         )
         self.selected.append(selected)
+
+    def check_adapter(self, path: str) -> bool:
+        """Return whether an adapter trains that nobody asked for but by naming it; refuse where somebody says no."""
+        if peft_enabled(self.config, peft_section_given=True):
+            return True
+        message = "names an adapter, but training.use_peft or peft.peft_method says that none is trained."
+        hint = "Merge it into its model first, or remove that key."
+        self.problems.append(self._problem("rule", path, message, hint=hint))
+        return False
 
     def fill_collators(self) -> None:
         """Select each split's collator: its own, the training split's, or the one that its first dataset prefers."""
@@ -272,7 +270,7 @@ class _Resolver:
         self.problems.append(self._problem("unknown-name", slot.path, f"no {noun} is named '{slot.name}'.", hint=hint))
 
     def _check_requirements(self, entry: Entry, component: type[Component], path: str) -> None:
-        for module, requirement in _missing(component):
+        for module, requirement in missing_libraries(component):
             message = f"'{entry.name}' needs {module}, which is not installed."
             hint = f"pip install '{requirement}'"
             self.unavailable.append(self._problem("missing-extra", path, message, hint=hint))
@@ -280,11 +278,6 @@ class _Resolver:
     def _problem(self, code: str, path: str, message: str, *, hint: str = "", severity: Any = "error") -> Problem:
         place = self.loaded.document.place(path) if path else None
         return Problem(code=code, path=path, message=message, hint=hint, place=place, severity=severity)
-
-
-def _missing(component: type[Component]) -> list[tuple[str, str]]:
-    """Return (module, what pip installs it) of libraries that a component needs and that are not installed."""
-    return [needed for needed in component.requires.items() if importlib.util.find_spec(needed[0]) is None]
 
 
 def _target_column(component: type[Component]) -> str | None:

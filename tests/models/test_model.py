@@ -147,7 +147,7 @@ def test_a_folder_without_a_model_says_what_it_lacks(load: Load, tmp_path: Path)
 def test_an_adapter_alone_is_told_apart_from_a_model(load: Load, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"holds an adapter without its model"):
+    with pytest.raises(ConfigError, match=r"holds an adapter that does not say which model it belongs to"):
         load(model_name="./adapter").tokenizer()
 
 

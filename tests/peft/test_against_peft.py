@@ -37,7 +37,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "the head adapted": (("--peft.lora_target_modules=[q_proj, lm_head]",), {"target_modules": ["q_proj", "lm_head"]}),
     "an expression": (
-        ('--peft.lora_target_modules=".*layers\\.1\\..*(q|k)_proj"', "--peft.lora_bias=all"),
+        (r"--peft.lora_target_modules=.*layers\.1\..*(q|k)_proj", "--peft.lora_bias=all"),
         {"target_modules": r".*layers\.1\..*(q|k)_proj", "bias": "all"},
     ),
     "some left out": (
@@ -59,8 +59,8 @@ def assert_same_adapter(run: Finished, model: Any) -> None:
     found = load_file(run.folder / "adapter_model.safetensors")
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=2e-5, msg=name)
-    torch.testing.assert_close(logits(opened(run.folder)), logits(model)[:, -37:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-4, msg=name)
+    torch.testing.assert_close(logits(opened(run.folder)), logits(model)[:, -37:], rtol=1e-3, atol=1e-3)
 
 
 def steps(folder: Path, model: Any, optimizer: Any, schedule: Any = None) -> list[float]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oumi_kernel import ConfigError
 from oumi_kernel.merging import merge
-from oumi_plugins.peft._new_tokens import with_new_tokens
+from oumi_plugins.peft._new_tokens import NewTokens
 from oumi_plugins.trainers._parameters import parameter_groups
 from tests.conftest import QUICKSTART
 from tests.trainers.conftest import Finished, Train
@@ -143,9 +143,9 @@ def test_a_token_that_only_pads_needs_no_row_in_the_adapter(start: Any) -> None:
     assert AutoTokenizer.from_pretrained(folder).pad_token_id == 1024 < model.config.vocab_size
 
 
-def test_the_log_says_which_rows_train(start: Any) -> None:
+def test_the_header_says_which_rows_train(start: Any) -> None:
     text = (start(*LORA, ADDED).folder / "logs/rank_0.log").read_text()
-    assert "the added tokens <open> (1024), <close> (1025): 2 new rows train in model.embed_tokens" in text
+    assert "rows of single tokens that train: model.embed_tokens 2" in text
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -168,18 +168,30 @@ def test_rows_of_ones_choice_train_as_well(start: Any) -> None:
 
 
 def test_settings_that_leave_a_new_row_random_are_refused(start: Any) -> None:
-    message = (
-        r"trainable_token_indices: leaves the rows of the added token <close> \(1025\) in model.embed_tokens random"
-    )
+    message = r"trainable_token_indices: the rows of the added token <close> \(1025\) in model.embed_tokens stay"
     with pytest.raises(ConfigError, match=message):
         start(*LORA, ADDED, "--peft.peft_kwargs.trainable_token_indices=[5, 1024]")
 
 
 def test_a_method_that_trains_no_rows_is_refused_unless_the_embeddings_train_whole() -> None:
-    model, added = AutoModelForCausalLM.from_pretrained(TINY), {"<open>": 1024}
-    message = r"peft.lora_modules_to_save: this method leaves the rows of the added token <open> \(1024\) random"
+    new = NewTokens(AutoModelForCausalLM.from_pretrained(TINY), {"<open>": 1024})
+    message = r"peft.lora_modules_to_save: this method leaves the rows of the added token <open> \(1024\) .* random"
     with pytest.raises(ConfigError, match=message):
-        with_new_tokens({}, model, added, known=())
+        new.trained({}, known=())
     whole = {"modules_to_save": ["embed_tokens"]}
-    assert with_new_tokens(whole, model, added, known=()) == whole
-    assert with_new_tokens({}, model, {}, known=()) == {}
+    assert new.trained(whole, known=()) == whole
+    new.check(LoraConfig(modules_to_save=["embed_tokens"]))
+    assert NewTokens(AutoModelForCausalLM.from_pretrained(TINY), {}).trained({}, known=()) == {}
+
+
+def test_an_adapter_goes_on_with_its_rows(start: Any) -> None:
+    first = start(*LORA, ADDED, "--training.max_steps=4", "--training.save_steps=0", name="first").folder
+    before = load_file(first / "adapter_model.safetensors")
+    second = start("--training.use_peft=true", base=first, name="second").folder
+    after = load_file(second / "adapter_model.safetensors")
+    (name,) = (name for name in before if DELTA in name)
+    assert after.keys() == before.keys()
+    assert ((after[name] - before[name]).abs().amax(dim=1) > 1e-3).all()
+    assert AutoTokenizer.from_pretrained(second).convert_tokens_to_ids(TOKENS) == ROWS
+    with pytest.raises(ConfigError, match=r"the rows of the added token <third> \(1026\) in model.embed_tokens stay"):
+        start("--model.tokenizer_kwargs.extra_special_tokens=[<third>]", "--training.use_peft=true", base=first)

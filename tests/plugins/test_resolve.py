@@ -68,7 +68,6 @@ def test_several_problems_of_components_are_told_at_once_with_their_places() -> 
         ("--training.trainer_type=TRL_DPO", "TRL_DPO needs a trainer named 'trl_dpo'"),
         ("--training.include_alternative_mfu_metrics", "the trainer 'sft' does not serve this key"),
         ("--training.grpo.temperature=0.5", "the trainer 'sft' does not serve this key"),
-        ("--model.adapter_model=x", "does not serve this key"),
     ],
 )
 def test_what_is_known_but_not_there_stops_a_run_and_not_a_check(flag: str, message: str) -> None:

@@ -215,7 +215,7 @@ TRAINER: dict[str, list[Case]] = {
 
 MODEL: dict[str, list[Case]] = {
     "model_name": [Refused("./nowhere", "holds no|there is no folder")],
-    "adapter_model": [Refused("./nowhere", "no component loads adapters yet")],
+    "adapter_model": [Refused("./nowhere", "holds no adapter: there is no such folder")],
     "tokenizer_name": [Refused("./nowhere", "there is no folder")],
     "tokenizer_pad_token": [Changed("<new>", ("tokenizer",))],
     "tokenizer_kwargs": [Changed("{model_input_names: [input_ids]}", ("tokenizer",))],

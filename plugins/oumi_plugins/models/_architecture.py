@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from oumi_kernel import ConfigError, Problem
+from oumi_kernel.adapters import base_of
 from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
 from oumi_kernel.plugins.slots import filled_splits
@@ -105,7 +106,7 @@ def _near(pattern: str, names: list[str]) -> str:
 
 
 def _config(params: ModelParams, run: Run) -> PretrainedConfig:
-    name = run.locate(params.model_name)
+    name = base_of(run)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=params.trust_remote_code, revision=revision(params))
     except (OSError, ValueError, ImportError) as error:

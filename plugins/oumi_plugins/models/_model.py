@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from oumi_kernel import ConfigError, OutOfMemoryError, Problem
+from oumi_kernel.adapters import base_of
 from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
 from oumi_plugins.models._architecture import matches
@@ -43,7 +44,7 @@ def build_model(
     Raises:
         ConfigError: Its weights cannot be found, or some are missing.
     """
-    if params.model_revision and Path(run.locate(params.model_name)).is_dir():
+    if params.model_revision and Path(base_of(run)).is_dir():
         _log.warning("model.model_revision: no effect: '%s' is a folder, which has one state.", params.model_name)
     options = _options(params, arguments)
     with _seeded(run.config.training.seed):
@@ -69,7 +70,7 @@ def build_skeleton(
         try:
             model = _pretrained(params, run, config, options | {"device_map": meta, "local_files_only": True})
         except ConfigError:
-            if Path(run.locate(params.model_name)).exists():
+            if Path(base_of(run)).exists():
                 raise
             _log.info("the weights of %s are not on this machine; the run will fetch them.", params.model_name)
     with meta:
@@ -101,7 +102,7 @@ def _ready(model: Any, params: ModelParams) -> tuple[nn.Module, dict[str, int]]:
 
 
 def _pretrained(params: ModelParams, run: Run, config: PretrainedConfig, options: dict[str, Any]) -> Any:
-    name = run.locate(params.model_name)
+    name = base_of(run)
     try:
         with bars_on_a_terminal():
             loaded: Any = AutoModelForCausalLM.from_pretrained(

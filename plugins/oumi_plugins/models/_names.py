@@ -28,9 +28,6 @@ def not_found(key: str, name: str, what: str, error: Exception) -> ConfigError:
     hint = "It needs config.json, model.safetensors and the tokenizer's files, as save_pretrained writes them."
     if folder.is_file():
         message, hint = f"'{name}' is a file.", "Give the folder that holds config.json."
-    elif folder.is_dir() and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        message = f"the folder '{name}' holds an adapter without its model."
-        hint = "Name the model that the adapter was trained on."
     elif folder.is_dir() and what == "model" and not (folder / "config.json").is_file():
         message = f"the folder '{name}' has no config.json, so it holds no model."
     elif folder.is_dir():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from oumi_kernel import ConfigError, Problem
+from oumi_kernel.adapters import base_of
 from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
 from oumi_plugins.models._chat_template import set_chat_template
@@ -33,6 +35,7 @@ def build_tokenizer(params: ModelParams, run: Run) -> PreTrainedTokenizerBase:
     if params.tokenizer_kwargs:
         _refuse_unknown_arguments(tokenizer, params)
         tokenizer = load_tokenizer(params, run, params.tokenizer_kwargs)
+        _refuse_tokens_that_are_not_there(tokenizer, params)
     if params.model_max_length is not None:
         tokenizer.model_max_length = params.model_max_length
     if params.tokenizer_pad_token is not None:
@@ -50,6 +53,8 @@ def load_tokenizer(params: ModelParams, run: Run, arguments: dict[str, Any]) -> 
     """
     own = params.tokenizer_name is None or params.tokenizer_name == params.model_name
     name = run.locate(params.tokenizer_name or params.model_name)
+    if own and not params.tokenizer_name and not (Path(name) / "tokenizer_config.json").is_file():
+        name = base_of(run)  # an adapter that came without one
     try:
         return AutoTokenizer.from_pretrained(
             name,
@@ -74,3 +79,16 @@ def _refuse_unknown_arguments(tokenizer: PreTrainedTokenizerBase, params: ModelP
             message = f"{type(tokenizer).__name__} knows no argument '{name}'."
             path = f"model.tokenizer_kwargs.{name}"
             raise ConfigError(Problem(code="unknown-key", path=path, message=message, hint=hint))
+
+
+def _refuse_tokens_that_are_not_there(tokenizer: PreTrainedTokenizerBase, params: ModelParams) -> None:
+    """Refuse special tokens that the library did not add: it takes one of the two names, and drops the other."""
+    vocabulary = tokenizer.get_vocab()
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        asked = params.tokenizer_kwargs.get(name) or ()
+        for token in asked.values() if isinstance(asked, dict) else asked:
+            if str(token) not in vocabulary:
+                message = f"'{token}' was not added: this tokenizer has special tokens of its own under another name."
+                path = f"model.tokenizer_kwargs.{name}"
+                hint = "Write extra_special_tokens."
+                raise ConfigError(Problem(code="no-effect", path=path, message=message, hint=hint))

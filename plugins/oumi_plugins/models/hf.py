@@ -16,7 +16,6 @@ class HF(Component):
     """A causal language model and its tokenizer, loaded by transformers."""
 
     unserved = {
-        "model.adapter_model": "no component loads adapters yet.",
         "model.processor_kwargs": "no component builds processors of vision-language models yet.",
     }
     without_effect = {

@@ -85,6 +85,7 @@ def check_patterns(names: Names, section: Mapping[str, Any]) -> None:
     """
     problems: list[Problem] = []
     for key, value in section.items():
+        _refuse_list_as_text(key, value)
         among = names.parameters if key == "lora_target_parameters" else names.modules
         for path, pattern, matcher in patterns_of(key, value):
             try:
@@ -115,6 +116,14 @@ def counts(key: str, value: Sequence[str] | str | None, among: Sequence[str]) ->
     if value in (ALL_LINEAR, [ALL_LINEAR]):
         return {ALL_LINEAR: len(among)}
     return {pattern: sum(matcher(pattern, name) for name in among) for _, pattern, matcher in patterns_of(key, value)}
+
+
+def _refuse_list_as_text(key: str, value: Any) -> None:
+    """Refuse names with commas between them: the library would read them as one pattern."""
+    if isinstance(value, str) and "," in value and not set(value) & set("()[]{}|*+?\\"):
+        message = f"'{value}' is text: one pattern, which no module's name matches."
+        hint = f"Write a list: [{', '.join(part.strip() for part in value.split(','))}]."
+        raise ConfigError(Problem(code="wrong-value", path=f"peft.{key}", message=message, hint=hint))
 
 
 def _no_match(path: str, pattern: str, key: str, names: Names) -> Problem:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 
 from oumi_kernel import Component, Params, hookimpl
+from oumi_kernel.adapters import adapter_of
 from oumi_kernel.config import PeftParams
 from oumi_kernel.contracts import Run, StepRecord
 from oumi_kernel.merged import Merged
@@ -66,24 +67,34 @@ class Method(Component):
         cls.unserved = _unserved(cls.keys)
 
     def __init__(self) -> None:
-        self._model: Any = None
-        self._report: Report | None = None
+        self._built: Any = None
         self._first: Any = None
         self._moved: frozenset[str] = frozenset()
         self._steps_with_rate = 0
         self._is_trained = False
 
     @hookimpl
-    def oumi_apply_peft(self, params: Params, model: Any, added_tokens: Mapping[str, int], run: Run) -> Any:
+    def oumi_apply_peft(
+        self,
+        params: Params,
+        model: Any,
+        added_tokens: Mapping[str, int],
+        examples: Mapping[str, Sequence[Any]],
+        run: Run,
+    ) -> Any:
         """Return the library's model around the given one: the adapter trains, everything else is frozen."""
-        from oumi_plugins.peft._adapter import adapted
-        from oumi_plugins.peft._new_tokens import with_new_tokens
+        from oumi_plugins.peft._building import build
+        from oumi_plugins.peft._new_tokens import NewTokens
         from oumi_plugins.peft._opening import check_opening
 
-        settings = with_new_tokens(self.settings(params, run), model, added_tokens, params.__struct_fields__)
-        self._model, self._report = adapted(model, self.config_class, settings, run)
-        check_opening(self._model, run.config.peft.peft_save_mode, added_tokens)
-        return self._model
+        new = NewTokens(model, added_tokens)
+        settings = self.settings(params, run)
+        if adapter_of(run) is None:
+            settings = new.trained(settings, params.__struct_fields__)
+        self._built = build(model, self.config_class, settings, examples, run)
+        new.check(self._built.model.active_peft_config)
+        check_opening(self._built.model, run.config.peft.peft_save_mode, added_tokens)
+        return self._built.model
 
     @hookimpl
     def oumi_merge_adapter(self, model: Any, adapter: Path, tokenizer: Any) -> tuple[Any, Merged]:
@@ -95,19 +106,21 @@ class Method(Component):
     @hookimpl
     def oumi_report(self) -> Report | None:
         """Say what is adapted."""
-        return self._report
+        return self._built.report if self._built else None
 
     @hookimpl
     def oumi_save_model(
         self, model: Any, state: Callable[[], Mapping[str, Any] | None], tokenizer: Any, directory: Path, run: Run
     ) -> bool:
         """Write the adapter as the library does, with tokenizer and chat template, and read it back to check."""
-        from oumi_plugins.peft._saving import save_adapter
+        from oumi_plugins.peft._saving import Saved, save_adapter
 
         weights = state()
         if run.world.is_main and weights is not None:
             moved = self._moved if self._is_trained else frozenset[str]()
-            save_adapter(model, weights, tokenizer, directory, moved)
+            built = self._built
+            saved = Saved(model=model, weights=weights, shapes=built.shapes, initial=built.initial, moved=moved)
+            save_adapter(saved, tokenizer, directory)
         return True
 
     @hookimpl
@@ -115,7 +128,7 @@ class Method(Component):
         """Read the adapter's weights back into the model, every one of them."""
         from oumi_plugins.peft._saving import load_adapter
 
-        load_adapter(model, directory)
+        load_adapter(model, directory / "adapter_model.safetensors", self._built.initial)
         return True
 
     @hookimpl
@@ -123,7 +136,7 @@ class Method(Component):
         """Watch the gradients of the first step."""
         from oumi_plugins.peft._gradients import FirstGradients
 
-        self._first = FirstGradients(self._model, compiled=run.config.training.compile)
+        self._first = FirstGradients(self._built.model, compiled=run.config.training.compile)
 
     @hookimpl
     def oumi_step_end(self, record: StepRecord) -> None:

@@ -2,64 +2,87 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from oumi_kernel import CheckpointError
-from oumi_plugins.peft._adapter import ADAPTER
+from oumi_plugins.peft._adapter import ADAPTER, quiet
+from oumi_plugins.peft._conversion import ordinary_config, with_start, without_start
 
 
-def save_adapter(
-    model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any, directory: Path, moved: Collection[str]
-) -> None:
-    """Write the adapter, tokenizer and chat template, and read the adapter again to check it.
+class Saved(msgspec.Struct, frozen=True, kw_only=True):
+    """What is saved.
 
-    Args:
+    Attributes:
         model: The model; a wrapper that holds it as `module` is looked through.
         weights: Name -> whole tensor, the model's own names.
-        tokenizer: The tokenizer, its chat template set.
-        directory: Where to write.
+        shapes: Name -> shape of everything that must be saved, under the names of files.
+        initial: The adapter as it began, where that changed the model; None where it did not.
         moved: Weights that training has changed, by the model's names.
+    """
+
+    model: Any
+    weights: Mapping[str, torch.Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    initial: Mapping[str, torch.Tensor] | None = None
+    moved: frozenset[str] = frozenset()
+
+
+def save_adapter(saved: Saved, tokenizer: Any, directory: Path) -> None:
+    """Write the adapter, tokenizer and chat template, and read the adapter again to check it.
 
     Raises:
         CheckpointError: The folder cannot be written, or does not hold the adapter that was to be saved.
     """
-    model = unwrapped(model)
+    model = unwrapped(saved.model)
+    expected = adapter_state(model, saved.weights)
+    _check_shapes(expected, saved.shapes, directory)
     try:
-        with warnings.catch_warnings(category=UserWarning, action="ignore"):
-            model.save_pretrained(directory, state_dict=dict(weights), save_embedding_layers=False)
+        with quiet():
+            model.save_pretrained(str(directory), state_dict=dict(saved.weights), save_embedding_layers=False)
+        if saved.initial is not None:
+            expected = without_start(expected, saved.initial)
+            save_file(expected, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+            ordinary_config(model.active_peft_config).save_pretrained(directory)
         (directory / "README.md").unlink(missing_ok=True)  # a form to fill in, which would replace the user's
         _save_tokenizer(tokenizer, directory)
     except (OSError, SafetensorError, RuntimeError) as error:
         message = f"cannot write the adapter to {directory}: {error}. Free some space, or choose another output_dir."
         raise CheckpointError(message) from error
-    found = _read(directory)
-    _check(found, _expected(model, weights), directory)
-    saved = (name.replace(f".{ADAPTER}", "") for name in moved)
-    empty = sorted(name for name in saved if name in found and not bool(found[name].any()))
+    found = read_weights(directory / SAFETENSORS_WEIGHTS_NAME)
+    _check(found, expected, directory)
+    names = (name.replace(f".{ADAPTER}", "") for name in saved.moved)
+    empty = sorted(name for name in names if name in found and not bool(found[name].any()))
     if empty:
         raise CheckpointError(
             f"{directory}: {len(empty)} weights that were trained are all zero, such as '{empty[0]}'."
         )
 
 
-def load_adapter(model: Any, directory: Path) -> None:
+def load_adapter(model: Any, file: Path, initial: Mapping[str, torch.Tensor] | None = None) -> None:
     """Read every weight of a saved adapter into `model`.
 
+    Args:
+        model: The model.
+        file: The file of weights.
+        initial: The adapter as it began in this run, where that changed the model.
+
     Raises:
-        CheckpointError: The file is missing or damaged, or a weight is missing, unknown, or has another shape.
+        CheckpointError: The file is missing or damaged, a weight is missing, unknown, or has another shape, or the
+            adapter began in another way.
     """
-    model = unwrapped(model)
-    found = _read(directory)
-    _check(found, _expected(model, model.state_dict()), directory)
+    model, found = unwrapped(model), read_weights(file)
+    if initial is not None:
+        found = with_start(found, initial, file)
+    _check(found, adapter_state(model, model.state_dict()), file)
     set_peft_model_state_dict(model, found, adapter_name=ADAPTER)
 
 
@@ -70,11 +93,25 @@ def unwrapped(model: Any) -> PeftModel:
     return model
 
 
-def _expected(model: PeftModel, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    with warnings.catch_warnings(category=UserWarning, action="ignore"):
+def adapter_state(model: PeftModel, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the adapter's part of a model's weights, under the names of files."""
+    with quiet():
         return get_peft_model_state_dict(
             model, state_dict=dict(weights), adapter_name=ADAPTER, save_embedding_layers=False
         )
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """Return the weights in a file.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        message = f"{file.parent} holds no readable adapter: {' '.join(str(error).split())}"
+        raise CheckpointError(message) from error
 
 
 def _save_tokenizer(tokenizer: Any, directory: Path) -> None:
@@ -85,26 +122,29 @@ def _save_tokenizer(tokenizer: Any, directory: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _read(directory: Path) -> dict[str, torch.Tensor]:
-    file = directory / SAFETENSORS_WEIGHTS_NAME
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{directory} holds no readable adapter: {' '.join(str(error).split())}") from error
+def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _check(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], directory: Path) -> None:
+def _check(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], place: Path) -> None:
     """Refuse an adapter that is not whole.
 
     Raises:
         CheckpointError: A weight is missing, unknown, has another shape, or is not finite.
     """
-    for names, meaning in ((expected.keys() - found, "lacks"), (found.keys() - expected, "has unknown")):
-        if names:
-            raise CheckpointError(f"{directory} {meaning} {len(names)} weights, among them '{min(names)}'.")
+    _check_shapes(found, shapes_of(expected), place)
     for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-            raise CheckpointError(f"{directory}: the weight '{name}' has the shape {shapes}.")
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{directory}: the weight '{name}' is not finite.")
+            raise CheckpointError(f"{place}: the weight '{name}' is not finite.")
+
+
+def _check_shapes(found: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], place: Path) -> None:
+    for names, meaning in ((shapes.keys() - found, "lacks"), (found.keys() - shapes, "has unknown")):
+        if names:
+            raise CheckpointError(f"{place} {meaning} {len(names)} weights, among them '{min(names)}'.")
+    for name, tensor in found.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise CheckpointError(
+                f"{place}: the weight '{name}' has the shape {tuple(tensor.shape)} instead of {shapes[name]}."
+            )

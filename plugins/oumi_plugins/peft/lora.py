@@ -40,6 +40,13 @@ class Lora(Method):
     ).split()
 
     @hookimpl
+    def oumi_model_arguments(self, run: Run) -> None:
+        """Refuse starts that cannot be had, before the model is read."""
+        from oumi_plugins.peft._starts import check_start_of
+
+        check_start_of(run.config.peft.lora_init_weights)
+
+    @hookimpl
     def oumi_group_parameters(
         self, params: Any, groups: Sequence[dict[str, Any]], run: Run
     ) -> Sequence[dict[str, Any]] | None:

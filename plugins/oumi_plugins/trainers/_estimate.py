@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from oumi_kernel.config import TrainingParams
+from oumi_kernel.config import PeftSaveMode, TrainingParams
 from oumi_kernel.contracts import Session
 from oumi_kernel.rehearsal import Amount, Estimate
 from oumi_plugins.trainers._activations import Activations, activations_of
@@ -54,6 +54,7 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
     parameters = list(skeleton.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights, gradients = _bytes([*parameters, *skeleton.buffers()]), _bytes(trained)
+    written = gradients if _saves_adapter_alone(session, skeleton) else weights
     state = _optimizer_bytes(session, parameters)
     lengths = _lengths(session.examples["train"])
     tokens, squares = _largest(lengths, training)
@@ -80,7 +81,7 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
         ),
         peak_bytes=peak,
         free_bytes=free,
-        disk=tuple(_disk(session, weights, state or 0, keep)),
+        disk=tuple(_disk(session, written, state or 0, keep)),
         free_disk_bytes=shutil.disk_usage(folder).free,
         notes=tuple(notes),
     )
@@ -128,6 +129,11 @@ def _saving(training: TrainingParams, weights: int, state: int) -> int:
     """Return the bytes of the copy from which a checkpoint or the model is written."""
     checkpoints = bool(training.save_steps or training.save_epoch)
     return max(weights if checkpoints or training.save_final_model else 0, state if checkpoints else 0)
+
+
+def _saves_adapter_alone(session: Session, model: nn.Module) -> bool:
+    """Return whether only what trains is written."""
+    return hasattr(model, "peft_config") and session.run.config.peft.peft_save_mode is PeftSaveMode.ADAPTER_ONLY
 
 
 def _disk(session: Session, weights: int, state: int, keep: int | None) -> list[Amount]:
