@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pluggy
 
+from oumi_kernel.config import TrainingConfig
 from oumi_kernel.schema import Params
 
 KERNEL_API = (1, 0)
@@ -41,6 +42,11 @@ class Component:
 
     without_effect: ClassVar[Mapping[str, str]] = {}
     """Configuration key -> reason. Setting such a key to anything but its default is a warning while this is active."""
+
+    @classmethod
+    def requirements(cls, config: TrainingConfig) -> Mapping[str, str]:
+        """Return what a configuration requires: `requires`, unless a component needs more for some keys."""
+        return cls.requires
 
 
 class DatasetComponent(Component):

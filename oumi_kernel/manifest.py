@@ -71,7 +71,9 @@ def with_model(record: RunRecord, model: Any, reports: Mapping[str, Report]) -> 
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
-    """Return how many parameters of a model train, and how many there are."""
+    """Return how many parameters of a model train, and how many there are: by itself, where some are packed."""
+    if hasattr(model, "get_nb_trainable_parameters"):
+        return model.get_nb_trainable_parameters()
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 

@@ -5,6 +5,7 @@ The base is read again in the precision of its files: one that was quantised to 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import shutil
 from collections.abc import Generator
@@ -23,7 +24,6 @@ from oumi_kernel.loading import RunRecord, record_at
 from oumi_kernel.merged import Merged
 from oumi_kernel.plugins import FAMILIES, Catalogue, Kernel, Resolution, Selected, scan
 from oumi_kernel.plugins.families import DEFAULT
-from oumi_kernel.plugins.loading import missing_libraries
 
 _log = logging.getLogger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"
@@ -241,8 +241,9 @@ def _select(catalogue: Catalogue, family: str, name: str, params: Any = None) ->
     if entry is None:
         raise ConfigError(f"no {FAMILIES[family].noun} is installed.")
     component = catalogue.load(entry)
-    for module, requirement in missing_libraries(component):
-        raise ConfigError(f"'{entry.name}' needs {module}, which is not installed: pip install '{requirement}'")
+    for module, requirement in component.requires.items():
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"'{entry.name}' needs {module}, which is not installed: pip install '{requirement}'")
     return Selected(entry=entry, component=component, path="", params=params or component.params_type())
 
 

@@ -7,6 +7,21 @@ import math
 from oumi_kernel.config.training import TrainingParams
 from oumi_kernel.config.training_config import TrainingConfig
 
+_SHORT_DTYPES = {
+    "f64": "float64",
+    "double": "float64",
+    "f32": "float32",
+    "float": "float32",
+    "bf16": "bfloat16",
+    "f16": "float16",
+    "half": "float16",
+}
+
+
+def dtype_name(name: str) -> str:
+    """Return the full name of a number format."""
+    return _SHORT_DTYPES.get(name.lower(), name.lower())
+
 
 def peft_enabled(config: TrainingConfig, peft_section_given: bool) -> bool:
     """Return whether an adapter is trained: a section that is not empty says so, unless a key says no."""

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 
 from oumi_kernel.config.data import DatasetSplitParams
+from oumi_kernel.config.derived import dtype_name
+from oumi_kernel.config.quantisation import QUANTISATION_RULES
 from oumi_kernel.config.training import MixedPrecisionDtype
 from oumi_kernel.config.training_config import TrainingConfig
 from oumi_kernel.config.vocabulary import VOCABULARY
@@ -98,7 +100,7 @@ def compiling_needs_original_parameters(config: TrainingConfig) -> Iterator[Prob
 
 def mixed_precision_needs_float32_weights(config: TrainingConfig) -> Iterator[Problem]:
     """Weights in 16 bits lose small updates, which is what mixed precision prevents."""
-    is_float32 = _dtype(config.model.torch_dtype_str) == "float32"
+    is_float32 = dtype_name(config.model.torch_dtype_str) == "float32"
     if config.training.mixed_precision_dtype is not MixedPrecisionDtype.NONE and not is_float32:
         found = config.model.torch_dtype_str
         message = f"mixed precision needs weights in float32; model.torch_dtype_str is {found}."
@@ -132,16 +134,6 @@ def an_adapter_is_on_or_off(config: TrainingConfig) -> Iterator[Problem]:
         yield _error("peft.peft_method", "'none' turns the adapter off, but training.use_peft is true; remove one.")
 
 
-def quantised_shards_have_one_dtype(config: TrainingConfig) -> Iterator[Problem]:
-    """FSDP flattens the quantised weights and the rest into one tensor, which has one number format."""
-    peft, model_dtype = config.peft, _dtype(config.model.torch_dtype_str)
-    is_sharded = config.fsdp.enable_fsdp and peft.q_lora and config.training.use_peft is not False
-    if is_sharded and peft.q_lora_bits == 4 and _dtype(peft.bnb_4bit_quant_storage) != model_dtype:
-        message = f"FSDP needs the model's number format here, {model_dtype}, not {peft.bnb_4bit_quant_storage}."
-        hint = "Set model.torch_dtype_str and peft.bnb_4bit_quant_storage to bfloat16."
-        yield _error("peft.bnb_4bit_quant_storage", message, hint=hint)
-
-
 def rewards_are_for_grpo(config: TrainingConfig) -> Iterator[Problem]:
     """The other trainers that the language knows have no rewards; what a stranger's trainer takes is its own affair."""
     training = config.training
@@ -157,7 +149,7 @@ def bfloat16_weights_lose_small_updates(config: TrainingConfig) -> Iterator[Prob
     """In full fine-tuning the optimizer then keeps its state in bfloat16 too."""
     is_full = not config.training.use_peft and config.peft == type(config.peft)()
     keeps_float32 = config.deepspeed.enable_deepspeed  # its optimizers work on a float32 copy
-    if is_full and not keeps_float32 and _dtype(config.model.torch_dtype_str) == "bfloat16":
+    if is_full and not keeps_float32 and dtype_name(config.model.torch_dtype_str) == "bfloat16":
         message = "weights and optimizer state will be in bfloat16; small updates are lost."
         hint = "Use float32 with training.mixed_precision_dtype: bf16 where memory allows."
         yield Problem(code="rule", path="model.torch_dtype_str", message=message, hint=hint, severity="warning")
@@ -219,29 +211,13 @@ RULES: tuple[Rule, ...] = (
     deepspeed_batch_size_is_derived,
     deepspeed_agrees_with_training,
     an_adapter_is_on_or_off,
-    quantised_shards_have_one_dtype,
     rewards_are_for_grpo,
     bfloat16_weights_lose_small_updates,
     keys_wait_for_their_switch,
     seeds_need_something_random,
     warm_up_is_given_once,
+    *QUANTISATION_RULES,
 )
-
-
-_SHORT_DTYPES = {
-    "f64": "float64",
-    "double": "float64",
-    "f32": "float32",
-    "float": "float32",
-    "bf16": "bfloat16",
-    "f16": "float16",
-    "half": "float16",
-}
-
-
-def _dtype(name: str) -> str:
-    """Return the full name of a number format."""
-    return _SHORT_DTYPES.get(name.lower(), name.lower())
 
 
 def _spelling(name: str) -> str:

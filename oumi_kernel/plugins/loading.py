@@ -117,8 +117,3 @@ def _check_api(entry: Entry, component: type[Component]) -> None:
 
 def _kind(target: object) -> str:
     return f"the class {target.__name__}" if inspect.isclass(target) else f"a {type(target).__name__}"
-
-
-def missing_libraries(component: type[Component]) -> list[tuple[str, str]]:
-    """Return (module, what pip installs) of the libraries that a component needs and that are not there."""
-    return [needed for needed in component.requires.items() if importlib.util.find_spec(needed[0]) is None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import sys
 from typing import Any
 
@@ -18,7 +19,6 @@ from oumi_kernel.loading import LoadedConfig, convert
 from oumi_kernel.plugins.catalogue import Catalogue, Entry
 from oumi_kernel.plugins.families import DEFAULT, FAMILIES, normalise
 from oumi_kernel.plugins.keys import default_at, expand, value_at
-from oumi_kernel.plugins.loading import missing_libraries
 from oumi_kernel.plugins.slots import Slot, filled_splits, slots
 
 OWN = "oumi-kernel"
@@ -270,10 +270,11 @@ class _Resolver:
         self.problems.append(self._problem("unknown-name", slot.path, f"no {noun} is named '{slot.name}'.", hint=hint))
 
     def _check_requirements(self, entry: Entry, component: type[Component], path: str) -> None:
-        for module, requirement in missing_libraries(component):
-            message = f"'{entry.name}' needs {module}, which is not installed."
-            hint = f"pip install '{requirement}'"
-            self.unavailable.append(self._problem("missing-extra", path, message, hint=hint))
+        for module, requirement in component.requirements(self.config).items():
+            if importlib.util.find_spec(module) is None:
+                message = f"'{entry.name}' needs {module}, which is not installed."
+                hint = f"pip install '{requirement}'"
+                self.unavailable.append(self._problem("missing-extra", path, message, hint=hint))
 
     def _problem(self, code: str, path: str, message: str, *, hint: str = "", severity: Any = "error") -> Problem:
         place = self.loaded.document.place(path) if path else None

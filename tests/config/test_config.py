@@ -142,9 +142,23 @@ BREACHES = {
         deepspeed="  enable_deepspeed: true\n  train_micro_batch_size_per_gpu: 3\n"
     ),
     "an_adapter_is_on_or_off": minimal_yaml(training="  use_peft: true\n", peft="  peft_method: None\n"),
-    "quantised_shards_have_one_dtype": minimal_yaml(
-        model="  torch_dtype_str: bfloat16\n", fsdp="  enable_fsdp: true\n", peft="  q_lora: true\n"
+    "quantised_shards_have_one_dtype": minimal_yaml(fsdp="  enable_fsdp: true\n", peft="  q_lora: true\n"),
+    "quantised_weights_need_an_adapter": minimal_yaml(peft="  q_lora: true\n  peft_method: none\n"),
+    "quantised_weights_are_trained_ones": minimal_yaml(
+        model="  load_pretrained_weights: false\n", peft="  q_lora: true\n"
     ),
+    "quantised_weights_come_from_common_floats": minimal_yaml(
+        model="  torch_dtype_str: double\n", peft="  q_lora: true\n"
+    ),
+    "quantised_layers_compute_in_common_floats": minimal_yaml(
+        peft="  q_lora: true\n  bnb_4bit_compute_dtype: float64\n"
+    ),
+    "quantised_weights_are_stored_in_a_format": minimal_yaml(peft="  q_lora: true\n  bnb_4bit_quant_storage: auto\n"),
+    "quantised_weights_are_not_taken_apart": minimal_yaml(peft="  q_lora: true\n  lora_init_weights: PISSA\n"),
+    "quantised_layers_compute_as_the_others_do": minimal_yaml(
+        training="  mixed_precision_dtype: bf16\n", peft="  q_lora: true\n"
+    ),
+    "keys_of_quantisation_wait_for_it": minimal_yaml(peft="  bnb_4bit_quant_type: nf4\n"),
     "warm_up_is_given_once": minimal_yaml(training="  warmup_steps: 0\n  warmup_ratio: 0.1\n"),
     "keys_wait_for_their_switch": minimal_yaml(training="  dataloader_prefetch_factor: 2\n"),
     "seeds_need_something_random": minimal_yaml(data="    seed: 1\n"),

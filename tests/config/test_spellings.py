@@ -136,7 +136,7 @@ def test_an_ignored_label_is_no_token_and_fits_a_tensor(index: str) -> None:
         {
             "model": "  torch_dtype_str: bf16\n",
             "fsdp": "  enable_fsdp: true\n",
-            "peft": "  q_lora: true\n  bnb_4bit_quant_storage: bfloat16\n",
+            "peft": "  q_lora: true\n  bnb_4bit_quant_storage: bfloat16\n  bnb_4bit_compute_dtype: bfloat16\n",
         },
         {"training": "  compile: true\n", "fsdp": "  enable_fsdp: true\n"},
     ],

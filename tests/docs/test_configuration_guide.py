@@ -43,7 +43,8 @@ def test_an_adapter_section_alone_turns_the_adapter_on() -> None:
     assert peft_enabled(sample.config, sample.document.given("peft"))
     without_switch = {**MINIMAL, "peft": read_yaml(dict(SAMPLES)["Adapters"], "x").value["peft"]}
     assert peft_enabled(load_text(to_yaml(without_switch), "x").config, True)
-    off = load_text(to_yaml({**without_switch, "training": {"use_peft": False}}), "x")
+    whole = {**without_switch["peft"], "q_lora": False}  # quantised weights need an adapter
+    off = load_text(to_yaml({**without_switch, "peft": whole, "training": {"use_peft": False}}), "x")
     assert not peft_enabled(off.config, True)
 
 

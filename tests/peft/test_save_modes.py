@@ -100,3 +100,17 @@ def test_the_adapter_is_kept_where_merging_fails(train: Train, monkeypatch: pyte
     folder = Path(note.removeprefix("The adapter alone was saved: "))
     assert distance(expected, PeftModel.from_pretrained(base(), folder)) == 0
     assert not (folder / "config.json").exists()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_base_that_was_quantised_to_train_on_is_saved_as_it_was_before(train: Train, bits: int) -> None:
+    flags = (*FLAGS, "--peft.q_lora=true", f"--peft.q_lora_bits={bits}")
+    adapter = train(*flags, name="adapter").folder
+    expected = PeftModel.from_pretrained(base(), adapter)
+    assert distance(expected, base()) > 0.1
+    for mode in (BOTH, MERGED):
+        found = AutoModelForCausalLM.from_pretrained(train(*flags, mode).folder)
+        assert getattr(found.config, "quantization_config", None) is None
+        assert distance(expected, found) < 1e-4
+    _, _, written = merge(adapter)
+    assert distance(expected, AutoModelForCausalLM.from_pretrained(written)) < 1e-4

@@ -21,6 +21,7 @@ from oumi_kernel.config import ModelParams
 from oumi_kernel.contracts import Run
 from oumi_kernel.plugins.slots import filled_splits
 from oumi_plugins.models._names import not_found, revision
+from oumi_plugins.models._quantisable import check_quantisable, check_saved
 
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers that look at tokens by their positions."""
@@ -52,8 +53,11 @@ def check_model(params: ModelParams, run: Run) -> PretrainedConfig:
         hint = "null takes the fastest for this machine; sdpa and eager run everywhere."
         raise ConfigError(Problem(code="not-served", path="model.attn_implementation", message=message, hint=hint))
     config = _config(params, run)
+    check_saved(config, run.config.peft)
     skeleton = _skeleton(config, params)
     _refuse_packs(skeleton, run)
+    if run.config.peft.q_lora:
+        check_quantisable(skeleton, run.config.peft)
     for name, modules in matches(skeleton, params.freeze_layers).items():
         if not any(True for module in modules for _ in module.parameters()):
             index = params.freeze_layers.index(name)

@@ -20,6 +20,7 @@ from oumi_kernel.contracts import Run
 from oumi_plugins.models._architecture import matches
 from oumi_plugins.models._bars import bars_on_a_terminal
 from oumi_plugins.models._names import not_found, revision
+from oumi_plugins.models._quantised import let_go_of_file, quantise_skeleton, saved_quantised, settle, with_head_whole
 
 _log = logging.getLogger("oumi_plugins.models.model")
 DTYPES = {
@@ -47,8 +48,14 @@ def build_model(
     if params.model_revision and Path(base_of(run)).is_dir():
         _log.warning("model.model_revision: no effect: '%s' is a folder, which has one state.", params.model_name)
     options = _options(params, arguments)
+    quantisation = options.pop("quantization_config", None)
+    if quantisation is not None and not saved_quantised(config):
+        with torch.device("meta"):
+            options["quantization_config"] = with_head_whole(quantisation, _new(config, options))
     with _seeded(run.config.training.seed):
         model = _pretrained(params, run, config, options) if params.load_pretrained_weights else _new(config, options)
+        if "quantization_config" in options:
+            let_go_of_file(model)
         if len(tokenizer) > len(model.get_input_embeddings().weight):
             model.resize_token_embeddings(len(tokenizer))
     return _ready(model, params)
@@ -65,8 +72,9 @@ def build_skeleton(
         ConfigError: Its weights cannot be found, or some are missing.
     """
     options, meta = _options(params, arguments), torch.device("meta")
+    quantisation = options.pop("quantization_config", None)
     model = None
-    if params.load_pretrained_weights:
+    if params.load_pretrained_weights and not saved_quantised(config):
         try:
             model = _pretrained(params, run, config, options | {"device_map": meta, "local_files_only": True})
         except ConfigError:
@@ -77,6 +85,8 @@ def build_skeleton(
         model = _new(config, options) if model is None else model
         if len(tokenizer) > len(model.get_input_embeddings().weight):
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # there is nothing to take a mean of
+    if quantisation is not None:
+        quantise_skeleton(model, saved_quantised(config) or quantisation)
     return _ready(model, params)
 
 
@@ -93,6 +103,7 @@ def _new(config: PretrainedConfig, options: Mapping[str, Any]) -> Any:
 
 
 def _ready(model: Any, params: ModelParams) -> tuple[nn.Module, dict[str, int]]:
+    settle(model)
     model.config.use_cache = False  # a cache of keys and values is for generation; packed sequences leak through it
     found = matches(model, params.freeze_layers)
     for modules in found.values():

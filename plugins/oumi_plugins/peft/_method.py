@@ -10,7 +10,7 @@ import msgspec
 
 from oumi_kernel import Component, Params, hookimpl
 from oumi_kernel.adapters import adapter_of
-from oumi_kernel.config import PeftParams
+from oumi_kernel.config import PeftParams, TrainingConfig
 from oumi_kernel.contracts import Run, StepRecord
 from oumi_kernel.merged import Merged
 from oumi_kernel.report import Report
@@ -73,6 +73,19 @@ class Method(Component):
         self._steps_with_rate = 0
         self._is_trained = False
 
+    @classmethod
+    def requirements(cls, config: TrainingConfig) -> Mapping[str, str]:
+        """Add what quantises weights where they are."""
+        return {**cls.requires, **({"bitsandbytes": "oumi-kernel[quant]"} if config.peft.q_lora else {})}
+
+    @hookimpl
+    def oumi_model_arguments(self, params: Params, run: Run) -> Mapping[str, Any]:
+        """Return how the model's weights are quantised, if they are."""
+        from oumi_plugins.peft._quantization import model_arguments
+
+        self.check(run)
+        return model_arguments(self.config_class, params, run)
+
     @hookimpl
     def oumi_apply_peft(
         self,
@@ -94,6 +107,11 @@ class Method(Component):
         self._built = build(model, self.config_class, settings, examples, run)
         new.check(self._built.model.active_peft_config)
         check_opening(self._built.model, run.config.peft.peft_save_mode, added_tokens)
+        if run.config.peft.q_lora:
+            from oumi_plugins.peft._quantization import with_quantised
+
+            report = with_quantised(self._built.report, self._built.model)
+            self._built = msgspec.structs.replace(self._built, report=report)
         return self._built.model
 
     @hookimpl
@@ -147,6 +165,9 @@ class Method(Component):
             first, self._first = self._first, None
             self._moved = first.check()
 
+    def check(self, run: Run) -> None:
+        """Refuse what the method cannot do, before the model is read."""
+
     def settings(self, params: Params, run: Run) -> dict[str, Any]:
         """Return the fields of the config that the configuration changes."""
         section, own = run.config.peft, self.own_params.__struct_fields__
@@ -168,9 +189,5 @@ def _unserved(keys: Collection[str]) -> dict[str, str]:
     table = {
         f"peft.{key}": "this method takes its parameters from peft.peft_kwargs." for key in SECTION if key not in keys
     }
-    quantisation = (
-        key for key in PeftParams.__struct_fields__ if key.startswith(("q_lora", "bnb_", "llm_", "use_bnb"))
-    )
-    table |= dict.fromkeys((f"peft.{key}" for key in quantisation), NOT_YET)
     task = "models that generate text are trained; no trainer does other tasks yet."
     return table | {"peft.lora_task_type": task}

@@ -39,8 +39,7 @@ class Lora(Method):
         "qalora_group_size monteclora_config arrow_config kasa_config velora_config runtime_config"
     ).split()
 
-    @hookimpl
-    def oumi_model_arguments(self, run: Run) -> None:
+    def check(self, run: Run) -> None:
         """Refuse starts that cannot be had, before the model is read."""
         from oumi_plugins.peft._starts import check_start_of
 

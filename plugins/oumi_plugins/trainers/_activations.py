@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oumi_kernel.config import MixedPrecisionDtype, TrainingParams
 from oumi_plugins.trainers._miniature import filled
+from oumi_plugins.trainers._packed import unpacked
 
 MEASURED = (32, 64, 128)
 """Lengths of rows, in tokens, at which is counted."""
@@ -57,7 +58,7 @@ def activations_of(skeleton: Any, training: TrainingParams, *, attention: str | 
             return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
     try:
-        model: Any = filled(skeleton, empty).train()
+        model: Any = filled(unpacked(skeleton), empty).train()
         if attention is not None:
             model.set_attn_implementation(attention)
         with mode:

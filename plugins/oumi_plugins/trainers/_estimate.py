@@ -38,6 +38,7 @@ from oumi_plugins.trainers._activations import Activations, activations_of
 from oumi_plugins.trainers._attention import LONGEST_EXPLICIT
 from oumi_plugins.trainers._cross_entropy import chunk_of
 from oumi_plugins.trainers._free import free_memory
+from oumi_plugins.trainers._packed import constants_bytes, elements
 from oumi_plugins.trainers._preview import micro_batches
 
 
@@ -53,7 +54,8 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
     training = session.run.config.training
     parameters = list(skeleton.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    weights, gradients = _bytes([*parameters, *skeleton.buffers()]), _bytes(trained)
+    weights = _bytes([*parameters, *skeleton.buffers()]) + constants_bytes(skeleton)
+    gradients, packed = _bytes(trained), elements(skeleton)
     written = gradients if _saves_adapter_alone(session, skeleton) else weights
     state = _optimizer_bytes(session, parameters)
     lengths = _lengths(session.examples["train"])
@@ -69,7 +71,7 @@ def estimate(session: Session, skeleton: nn.Module, keep: int | None, notes: Seq
     device, free = free_memory()
     folder = _nearest(session.run.output_dir)
     return Estimate(
-        parameters=sum(parameter.numel() for parameter in parameters),
+        parameters=sum(packed.get(id(parameter), parameter.numel()) for parameter in parameters),
         trained=sum(parameter.numel() for parameter in trained),
         device=device,
         memory=(

@@ -59,14 +59,6 @@ def filled(skeleton: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) ->
         skeleton: A model on the device `meta`.
         make: Returns the tensor that takes the place of one.
     """
-    model = copy.deepcopy(skeleton)
-    made: dict[int, torch.Tensor] = {}
-    kept = list(model.modules())
-    for module in kept:
-        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            if id(parameter) not in made:
-                made[id(parameter)] = nn.Parameter(make(parameter), requires_grad=parameter.requires_grad)
-            module.register_parameter(name, made[id(parameter)])  # pyright: ignore[reportArgumentType]
-        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
-            setattr(module, name, make(buffer))
-    return model
+    parameters = {id(p): nn.Parameter(make(p), requires_grad=p.requires_grad) for p in skeleton.parameters()}
+    buffers = {id(buffer): make(buffer) for buffer in skeleton.buffers()}
+    return copy.deepcopy(skeleton, {**parameters, **buffers})  # what is known as copied is taken for its copy
