@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,24 @@ def why_it_does_not_open(adapted: Any) -> str:
         save_file(weights, Path(folder) / SAFETENSORS_WEIGHTS_NAME)
         config.save_pretrained(folder)
         empty = type(base)(base.config)
-        level = library_logging.get_verbosity()
-        library_logging.set_verbosity(library_logging.CRITICAL)
         try:
-            report = empty.load_adapter(folder)
+            with _quiet():
+                report = empty.load_adapter(folder)
         except (ValueError, NotImplementedError, TypeError, RuntimeError, IndexError) as error:
             return " ".join(str(error).split())
-        finally:
-            library_logging.set_verbosity(level)
     unknown = sorted(report.unexpected_keys)
     return f"it does not find the place of {len(unknown)} weights, among them '{unknown[0]}'" if unknown else ""
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keep the library's bars and reports off the terminal."""
+    level, had_bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
+    library_logging.set_verbosity(library_logging.CRITICAL)
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library_logging.set_verbosity(level)
+        if had_bars:
+            library_logging.enable_progress_bar()
