@@ -114,3 +114,9 @@ def test_a_base_that_was_quantised_to_train_on_is_saved_as_it_was_before(train: 
         assert distance(expected, found) < 1e-4
     _, _, written = merge(adapter)
     assert distance(expected, AutoModelForCausalLM.from_pretrained(written)) < 1e-4
+
+
+def test_changes_to_the_models_configuration_come_along(train: Train) -> None:
+    changes = "--model.model_kwargs.max_position_embeddings=256"
+    for folder in (train(*FLAGS, MERGED, changes).folder, merge(train(*FLAGS, changes, name="adapter").folder)[2]):
+        assert AutoModelForCausalLM.from_pretrained(folder).config.max_position_embeddings == 256
