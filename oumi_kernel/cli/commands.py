@@ -73,6 +73,19 @@ COMMANDS = (
         overrides=True,
     ),
     Command(
+        words=("merge",),
+        target="oumi_kernel.cli.merge:merge",
+        summary="Merge the adapter of a run into its base model, and check the result.",
+        usage="oumi merge RUN [--output DIR] [--base MODEL]",
+        examples=(
+            "oumi merge output/run",
+            "oumi merge output/run/checkpoint-100 --output output/merged",
+            "oumi merge output/run --base ~/models/base",
+        ),
+        options={"--output": (), "--base": ()},
+        argument="file",
+    ),
+    Command(
         words=("config", "validate"),
         target="oumi_kernel.cli.config_validate:validate",
         summary="Show every problem of configurations at once.",

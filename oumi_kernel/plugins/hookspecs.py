@@ -15,6 +15,7 @@ from oumi_kernel.component import hookspec
 from oumi_kernel.config import DatasetParams, DatasetSplitParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
 from oumi_kernel.launch import Processes
+from oumi_kernel.merged import Merged
 from oumi_kernel.report import Report
 
 
@@ -87,14 +88,35 @@ class BuildHooks:
         """
 
     @hookspec(firstresult=True)
+    def oumi_added_tokens(self, params: Any, tokenizer: Any, run: Run) -> Mapping[str, int] | None:
+        """Family `models`: return token -> row of those that the model has not learned, padding left out. Optional."""
+
+    @hookspec(firstresult=True)
     def oumi_apply_kernel(self, params: Any, model: Any, run: Run) -> Any:
         """Family `kernels`: return the model with faster parts put in, on the device `meta` too. Optional."""
 
     @hookspec(firstresult=True)
-    def oumi_apply_peft(self, params: Any, model: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
+    def oumi_apply_peft(
+        self,
+        params: Any,
+        model: Any,
+        added_tokens: Mapping[str, int],
+        examples: Mapping[str, Sequence[Any]],
+        run: Run,
+    ) -> Any:
         """Family `peft`: return the model with its adapter, everything else frozen.
 
-        `examples` are split -> prepared examples, for methods that begin with what the data is like.
+        `added_tokens` are those whose rows nothing has trained yet, by their rows: train them, or refuse. `examples`
+        are split -> prepared examples, for methods that begin with what the data is like.
+        """
+
+    @hookspec(firstresult=True)
+    def oumi_merge_adapter(
+        self, params: Any, model: Any, adapter: Path, tokenizer: Any, run: Run
+    ) -> tuple[Any, Merged] | None:
+        """Family `peft`: merge a saved adapter into its base; return the model in the base's precision, and a check.
+
+        Raise `NumericsError` where adapter and merged weights compute something else.
         """
 
     @hookspec(firstresult=True)

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from oumi_kernel.config import DatasetSplitParams
+import msgspec
+
+from oumi_kernel.config import DatasetSplitParams, ModelParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
 from oumi_kernel.errors import PluginError
 from oumi_kernel.launch import Processes
+from oumi_kernel.merged import Merged
 from oumi_kernel.plugins.families import FAMILIES
 from oumi_kernel.plugins.loading import describe
 from oumi_kernel.plugins.manager import Active, Manager
@@ -37,6 +40,17 @@ class Kernel:
     def launch(self, command: Sequence[str], processes: Processes) -> int:
         """Run a command in several processes, and return the exit code of the first that failed, or 0."""
         return self._ask("strategies", "oumi_launch", int, command=command, processes=processes)
+
+    def with_model(self, params: ModelParams) -> Kernel:
+        """Return a kernel of the model's loader alone, with another section: no adapter, quantisation or kernels."""
+        (loader,) = (choice for choice in self._resolution.selected if choice.entry.family == "models")
+        chosen = (msgspec.structs.replace(loader, params=params),)
+        return Kernel(Resolution(selected=chosen, problems=(), unavailable=(), warnings=()))
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a PEFT method is active."""
+        return bool(self._all("peft"))
 
     def build_strategy(self, run: Run) -> Strategy:
         """Return how steps are done."""
@@ -136,6 +150,11 @@ class Kernel:
         """Read back into `model` what `save_model` wrote."""
         self._first_to("oumi_load_weights", model=model, directory=directory, run=run)
 
+    def merge_adapter(self, model: Any, adapter: Path, tokenizer: Any, run: Run) -> tuple[Any, Merged]:
+        """Return a base model with the adapter of a folder merged into its weights, and what a check of it found."""
+        arguments = {"model": model, "adapter": adapter, "tokenizer": tokenizer, "run": run}
+        return self._ask("peft", "oumi_merge_adapter", tuple, **arguments)
+
     def train_start(self, run: Run, plan: Plan, step: int) -> None:
         """Tell everybody that training begins at `step`."""
         self.manager.broadcast("oumi_train_start", run=run, plan=plan, step=step)
@@ -166,7 +185,9 @@ class Kernel:
         for active in self._all("kernels"):
             model = self.manager.call(active, "oumi_apply_kernel", model=model, run=run) or model
         for active in self._all("peft"):
-            model = self._answer(active, "oumi_apply_peft", object, model=model, examples=examples, run=run)
+            added = self.manager.call(self._all("models")[0], "oumi_added_tokens", tokenizer=tokenizer, run=run) or {}
+            arguments = {"model": model, "added_tokens": added, "examples": examples, "run": run}
+            model = self._answer(active, "oumi_apply_peft", object, **arguments)
         return model
 
     def _all(self, family: str) -> list[Active]:

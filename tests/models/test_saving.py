@@ -176,6 +176,40 @@ def test_a_save_that_lost_a_weight_is_noticed_at_once(load: Load, tmp_path: Path
         )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda weight: weight[:32], r"'model.norm.weight' was not gathered whole: \(32,\) of \(64,\)"),
+        (lambda weight: weight[:0], r"'model.norm.weight' was not gathered whole: \(0,\) of \(64,\)"),
+        (torch.zeros_like, r"'model.norm.weight' was gathered as zeros"),
+    ],
+    ids=["a part", "nothing", "zeros"],
+)
+def test_a_weight_that_was_not_gathered_is_never_written(load: Load, tmp_path: Path, wrong, message: str) -> None:
+    loader = load()
+    tokenizer = loader.tokenizer()
+    model = loader.model(tokenizer)
+    weights = model.state_dict()
+    weights |= {"model.norm.weight": wrong(weights["model.norm.weight"])}
+    with pytest.raises(CheckpointError, match=message):
+        loader.component.oumi_save_model(
+            model=model, state=lambda: weights, tokenizer=tokenizer, directory=tmp_path / "out", run=loader.run
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_zeros_of_the_models_own_are_saved(load: Load, tmp_path: Path) -> None:
+    loader = load()
+    tokenizer = loader.tokenizer()
+    model = loader.model(tokenizer)
+    torch.nn.init.zeros_(model.model.norm.weight)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loader.component.oumi_save_model(
+        model=model, state=lambda: weights, tokenizer=tokenizer, directory=tmp_path / "out", run=loader.run
+    )
+    assert not load_file(tmp_path / "out/model.safetensors")["model.norm.weight"].any()
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_with_a_way_out(load: Load, tmp_path: Path) -> None:
     loader = load()
     tokenizer = loader.tokenizer()

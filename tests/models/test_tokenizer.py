@@ -52,3 +52,12 @@ def test_the_key_that_names_the_tokenizer_is_the_one_blamed(load: Load) -> None:
         load(tokenizer_name="no/such").tokenizer()
     assert caught.value.exit_code == 2
     assert "could not be had from the hub" in str(caught.value)
+
+
+def test_a_special_token_that_the_library_drops_is_an_error(load: Load, tmp_path: Path) -> None:
+    load(tokenizer_kwargs={"extra_special_tokens": ["<one>"]}).tokenizer().save_pretrained(tmp_path / "one")
+    names = {"tokenizer_name": str(tmp_path / "one")}
+    two = load(**names, tokenizer_kwargs={"extra_special_tokens": ["<two>"]}).tokenizer()
+    assert two.convert_tokens_to_ids(["<one>", "<two>"]) == [1024, 1025]
+    with pytest.raises(ConfigError, match=r"additional_special_tokens: '<two>' was not added.*extra_special_tokens"):
+        load(**names, tokenizer_kwargs={"additional_special_tokens": ["<two>"]}).tokenizer()

@@ -33,9 +33,11 @@ def save_model(
         use_cache: What `config.use_cache` was before training switched it off.
 
     Raises:
-        CheckpointError: The folder cannot be written, or the model cannot be read back from it.
+        CheckpointError: A weight was not gathered whole, the folder cannot be written, or the model cannot be read
+            back from it.
     """
     model = unwrapped(model)
+    _refuse_parts(model, weights)
     trained_with = model.config.use_cache, model.generation_config
     model.config.use_cache = trained_with[0] if use_cache is None else use_cache
     model.generation_config = generation_settings(model, tokenizer)
@@ -49,6 +51,21 @@ def save_model(
     finally:
         model.config.use_cache, model.generation_config = trained_with
     _read(model, directory, torch.device("meta"))
+
+
+def _refuse_parts(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a part of a weight, nothing, or zeros, where the model holds all of it. Its own zeros are no error."""
+    held: Mapping[str, Any] = model.state_dict()
+    for name, own in held.items():
+        tensor = weights.get(name, own)
+        if tensor.shape != own.shape:
+            shapes = f"{tuple(tensor.shape)} of {tuple(own.shape)}"
+            raise CheckpointError(f"the weight '{name}' was not gathered whole: {shapes}. Nothing was written.")
+        here = own.to_local() if hasattr(own, "to_local") else own
+        if tensor is own or tensor.is_meta or here.is_meta or tensor.data_ptr() == here.data_ptr():
+            continue
+        if not bool(tensor.any()) and bool(here.any()):
+            raise CheckpointError(f"the weight '{name}' was gathered as zeros. Nothing was written.")
 
 
 def _save_tokenizer(tokenizer: Any, directory: Path) -> None:

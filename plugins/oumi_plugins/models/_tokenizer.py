@@ -31,10 +31,11 @@ def build_tokenizer(params: ModelParams, run: Run) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: It cannot be found, or an argument, the chat template or a variable of it is unknown.
     """
-    tokenizer = _load(params, run, {})
+    tokenizer = load_tokenizer(params, run, {})
     if params.tokenizer_kwargs:
         _refuse_unknown_arguments(tokenizer, params)
-        tokenizer = _load(params, run, params.tokenizer_kwargs)
+        tokenizer = load_tokenizer(params, run, params.tokenizer_kwargs)
+        _refuse_tokens_that_are_not_there(tokenizer, params)
     if params.model_max_length is not None:
         tokenizer.model_max_length = params.model_max_length
     if params.tokenizer_pad_token is not None:
@@ -44,7 +45,12 @@ def build_tokenizer(params: ModelParams, run: Run) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load(params: ModelParams, run: Run, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
+def load_tokenizer(params: ModelParams, run: Run, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model section as it was saved, changed by `arguments` alone.
+
+    Raises:
+        ConfigError: It cannot be found.
+    """
     own = params.tokenizer_name is None or params.tokenizer_name == params.model_name
     name = run.locate(params.tokenizer_name or params.model_name)
     if own and not params.tokenizer_name and not (Path(name) / "tokenizer_config.json").is_file():
@@ -73,3 +79,16 @@ def _refuse_unknown_arguments(tokenizer: PreTrainedTokenizerBase, params: ModelP
             message = f"{type(tokenizer).__name__} knows no argument '{name}'."
             path = f"model.tokenizer_kwargs.{name}"
             raise ConfigError(Problem(code="unknown-key", path=path, message=message, hint=hint))
+
+
+def _refuse_tokens_that_are_not_there(tokenizer: PreTrainedTokenizerBase, params: ModelParams) -> None:
+    """Refuse special tokens that the library did not add: it takes one of the two names, and drops the other."""
+    vocabulary = tokenizer.get_vocab()
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        asked = params.tokenizer_kwargs.get(name) or ()
+        for token in asked.values() if isinstance(asked, dict) else asked:
+            if str(token) not in vocabulary:
+                message = f"'{token}' was not added: this tokenizer has special tokens of its own under another name."
+                path = f"model.tokenizer_kwargs.{name}"
+                hint = "Write extra_special_tokens."
+                raise ConfigError(Problem(code="no-effect", path=path, message=message, hint=hint))

@@ -50,6 +50,13 @@ class HF(Component):
         return weights_of(params, run)
 
     @hookimpl
+    def oumi_added_tokens(self, params: ModelParams, tokenizer: Any, run: Run) -> Mapping[str, int]:
+        """Return token -> row of those that the configuration, or a larger tokenizer, adds to the model."""
+        from oumi_plugins.models._added_tokens import added_tokens
+
+        return added_tokens(params, tokenizer, run)
+
+    @hookimpl
     def oumi_build_model(self, params: ModelParams, tokenizer: Any, arguments: Mapping[str, Any], run: Run) -> Any:
         """Return the model on the CPU, with frozen layers frozen and its cache of keys and values off."""
         from oumi_plugins.models._architecture import check_model

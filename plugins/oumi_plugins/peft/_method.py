@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import msgspec
 
 from oumi_kernel import Component, Params, hookimpl
+from oumi_kernel.adapters import adapter_of
 from oumi_kernel.config import PeftParams, TrainingConfig
 from oumi_kernel.contracts import Run, StepRecord
+from oumi_kernel.merged import Merged
 from oumi_kernel.report import Report
 from oumi_plugins.peft._declared import declared, field_names
 
@@ -86,17 +88,39 @@ class Method(Component):
         return model_arguments(self.config_class, params, run)
 
     @hookimpl
-    def oumi_apply_peft(self, params: Params, model: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
+    def oumi_apply_peft(
+        self,
+        params: Params,
+        model: Any,
+        added_tokens: Mapping[str, int],
+        examples: Mapping[str, Sequence[Any]],
+        run: Run,
+    ) -> Any:
         """Return the library's model around the given one: the adapter trains, everything else is frozen."""
         from oumi_plugins.peft._building import build
+        from oumi_plugins.peft._new_tokens import NewTokens
+        from oumi_plugins.peft._opening import check_opening
 
-        self._built = build(model, self.config_class, self.settings(params, run), examples, run)
+        new = NewTokens(model, added_tokens)
+        settings = self.settings(params, run)
+        if adapter_of(run) is None:
+            settings = new.trained(settings, params.__struct_fields__)
+        self._built = build(model, self.config_class, settings, examples, run)
+        new.check(self._built.model.active_peft_config)
+        check_opening(self._built.model, run.config.peft.peft_save_mode, added_tokens)
         if run.config.peft.q_lora:
             from oumi_plugins.peft._quantization import with_quantised
 
             report = with_quantised(self._built.report, self._built.model)
             self._built = msgspec.structs.replace(self._built, report=report)
         return self._built.model
+
+    @hookimpl
+    def oumi_merge_adapter(self, model: Any, adapter: Path, tokenizer: Any) -> tuple[Any, Merged]:
+        """Return a base model with a saved adapter merged into its weights, and what a check of it found."""
+        from oumi_plugins.peft._merging import merge_adapter
+
+        return merge_adapter(model, adapter, tokenizer)
 
     @hookimpl
     def oumi_report(self) -> Report | None:
@@ -177,4 +201,4 @@ def _unserved(keys: Collection[str]) -> dict[str, str]:
         f"peft.{key}": "this method takes its parameters from peft.peft_kwargs." for key in SECTION if key not in keys
     }
     task = "models that generate text are trained; no trainer does other tasks yet."
-    return table | {"peft.lora_task_type": task, "peft.peft_save_mode": NOT_YET}
+    return table | {"peft.lora_task_type": task}

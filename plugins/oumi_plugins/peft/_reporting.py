@@ -50,7 +50,12 @@ def report_on(model: Any, names: Names, asked: Mapping[str, Any]) -> Report:
     if names.linear and not config.is_prompt_learning:
         lines.append(f"{len(linear):,} of {len(names.linear):,} linear layers ({len(linear) / len(names.linear):.0%})")
     lines += [f"{key}: {', '.join(f'{p} {n:,}' for p, n in found.items())}" for key, found in shown.items()]
+    rows = _rows(config)
+    lines += (
+        [f"rows of single tokens that train: {', '.join(f'{n} {len(r):,}' for n, r in rows.items())}"] if rows else []
+    )
     facts = {
+        **({"peft.peft_kwargs.trainable_token_indices": rows} if rows else {}),
         "method": config.peft_type.value.lower(),
         "linear_layers": {"adapted": len(linear), "all": len(names.linear)},
         **{f"peft.{key}": found for key, found in shown.items()},
@@ -63,6 +68,12 @@ def _first_line(config: Any) -> str:
     sizes = [f"{word} {value}" for word, value in known if value]
     variants = [name for name in ("use_dora", "use_rslora") if getattr(config, name, False)]
     return ", ".join([config.peft_type.value, *sizes, *variants])
+
+
+def _rows(config: Any) -> dict[str, list[int]]:
+    """Return module -> rows of it that train by themselves."""
+    rows = getattr(config, "trainable_token_indices", None) or {}
+    return dict(rows) if isinstance(rows, Mapping) else {"embeddings": list(rows)}
 
 
 def _found(asked: Mapping[str, Any], key: str, among: Sequence[str]) -> dict[str, int]:

@@ -41,9 +41,16 @@ class AdaLora(Method):
         self._allocation: Any = None
 
     @hookimpl
-    def oumi_apply_peft(self, params: Any, model: Any, examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
+    def oumi_apply_peft(
+        self,
+        params: Any,
+        model: Any,
+        added_tokens: Mapping[str, int],
+        examples: Mapping[str, Sequence[Any]],
+        run: Run,
+    ) -> Any:
         """Return the library's model; a count of ranks that it keeps as a parameter never trains."""
-        adapted = super().oumi_apply_peft(params, model, examples, run)
+        adapted = super().oumi_apply_peft(params, model, added_tokens, examples, run)
         for name, parameter in adapted.named_parameters():
             if ".ranknum." in name:
                 parameter.requires_grad_(False)
