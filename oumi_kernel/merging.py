@@ -207,6 +207,7 @@ def _stage(adapter: Adapter, base: str | None) -> tuple[Kernel, Run]:
     if located.startswith("/") and not Path(located).is_dir():
         whose = "--base" if base else f"the base model of {adapter.folder}"
         raise ConfigError(f"{whose}, {located}, is not there. Say where it is now: --base MODEL (folder or hub id).")
+    _refuse_quantised(Path(located))
     record = _record_of(adapter.folder)
     before = record.config if record else {}
     kept = {key: before.get("model", {}).get(key) for key in ("trust_remote_code", "model_kwargs")}
@@ -233,6 +234,20 @@ def _stage(adapter: Adapter, base: str | None) -> tuple[Kernel, Run]:
     config = TrainingConfig(model=model, data=DataParams(), training=training)
     kernel = Kernel(Resolution(selected=chosen, problems=(), unavailable=(), warnings=()))
     return kernel, msgspec.structs.replace(run, config=config)
+
+
+def _refuse_quantised(base: Path) -> None:
+    """Refuse a folder whose weights are quantised, before it is loaded in another way than it was trained on."""
+    try:
+        found = msgspec.json.decode((base / MODEL_CONFIG).read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError):
+        return  # a hub id, or a folder of which the loader says what is wrong
+    quantised = found.get("quantization_config")
+    if quantised:
+        raise ConfigError(
+            f"the base {base} is quantised ({quantised.get('quant_method')}); merging into it would round what the "
+            "adapter learned away. Needed is the model that it was made from, in 16 or 32 bits: --base MODEL."
+        )
 
 
 def _select(catalogue: Catalogue, family: str, name: str, params: Any = None) -> Selected:
