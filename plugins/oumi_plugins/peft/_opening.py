@@ -55,6 +55,8 @@ def why_it_does_not_open(adapted: Any) -> str:
     did not find. This is asked with the adapter's names and shapes, before anything is trained.
     """
     base, config = adapted.get_base_model(), adapted.active_peft_config
+    if config.is_prompt_learning:
+        return "it loads no prompts"
     with warnings.catch_warnings(category=UserWarning, action="ignore"):
         names = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
