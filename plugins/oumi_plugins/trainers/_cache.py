@@ -29,7 +29,7 @@ from oumi_kernel import CheckpointError
 
 _log = logging.getLogger("oumi_plugins.trainers.cache")
 VARIABLE = "OUMI_CACHE_DIR"
-SUFFIX, LOCK = ".safetensors", ".lock"
+SUFFIX = ".safetensors"
 UNUSED_SECONDS = 30 * 24 * 3600
 UNFINISHED_SECONDS = 24 * 3600
 
@@ -69,6 +69,7 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._locks = folder.with_name(f"{folder.name}-locks")
 
     def read(self, key: str) -> Entry | None:
         """Return the entry of a key, which counts as a use of it; None if there is none, or a damaged one."""
@@ -94,8 +95,8 @@ class Cache:
             CheckpointError: The folder cannot be written.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / f"{key}{LOCK}")
+            self._locks.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self._locks / key)
             lock.acquire()
         except OSError as error:
             raise CheckpointError(self._cannot_write(error, 0)) from error
@@ -144,9 +145,9 @@ class Cache:
         """Remove what nobody used for 30 days, and what writers that were killed left behind."""
         now = time.time()
         try:
-            for path in self.folder.iterdir():
+            for path in (*self.folder.iterdir(), *self._locks.glob("*")):
                 limit = UNFINISHED_SECONDS if path.name.startswith(".tmp-") else UNUSED_SECONDS
-                if path.name.startswith(".tmp-") or path.suffix in (SUFFIX, LOCK):
+                if path.name.startswith(".tmp-") or path.suffix == SUFFIX or path.parent == self._locks:
                     self._remove_if_older(path, now - limit)
         except OSError as error:
             _log.warning("old entries of the cache in %s stay: %s", self.folder, error)

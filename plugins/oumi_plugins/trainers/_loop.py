@@ -169,7 +169,7 @@ class Loop:
 
     def _is_asked(self) -> bool:
         """Return whether any process was asked to stop, the same answer in all of them."""
-        self.asked = bool(self.strategy.reduce_sum(torch.tensor(int(self.session.stop.requested))))
+        self.asked = any(self.strategy.reduce_sum(torch.tensor([int(self.session.stop.requested)])).tolist())
         return self.asked
 
     def _step(self, window: list[Batch]) -> None:
