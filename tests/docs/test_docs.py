@@ -53,7 +53,7 @@ def test_the_readmes_two_commands_are_one_line_each() -> None:
     commands = [block for block in blocks(README, "bash") if block.startswith("python3 -m venv")]
     assert [command.count("\n") for command in commands] == [1, 1]
     assert "oumi run configs/quickstart/train.yaml" in commands[0]
-    assert commands[1].rstrip().endswith("pytest")
+    assert "-m pytest " in commands[1]
 
 
 def test_every_command_is_in_the_readme() -> None:
