@@ -6,11 +6,14 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import transformers
 
-from tests.benchmarks import held_out, long_runs, materials, report, scaling
+from oumi_kernel.loading import load_config, split_overrides
+from oumi_kernel.plugins import resolve, scan
+from tests.benchmarks import held_out, long_runs, materials, methods, report, scaling
 from tests.benchmarks.measure import Step, Watched, environment_for, rates, watch
 from tests.benchmarks.variants import VARIANTS, Job, prepare
 from tests.conftest import ROOT
@@ -164,3 +167,20 @@ def test_the_table_of_long_runs_shows_the_peak_when_a_step_was_done() -> None:
     assert third == "| 3 | 300 | 300 |"
     assert end == "| end | 310 | 400 |"
     assert cpu == "| CPU s of the run | 7 | 20 |"
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_the_command_of_every_method_is_a_sound_configuration(method: str, tmp_path: Path) -> None:
+    command = methods.command_of(method, tmp_path, 7, tmp_path / "out")
+    overrides, rest = split_overrides(command[4:])
+    assert rest == [methods.RECIPE]
+    loaded = load_config(ROOT / methods.RECIPE, overrides)
+    assert resolve(loaded, scan()).problems == ()
+    assert loaded.config.training.max_steps == 7
+
+
+def test_the_table_of_methods_shows_what_a_run_left() -> None:
+    steps = [Step(10.0, 5.0, 100, 4.0, 0), Step(20.0, 9.0, 300, 3.9, 0), Step(40.0, 12.0, 1300, 3.8, 0)]
+    watched = Watched(steps, 12.4, 45.0, 2_000_000_000)
+    line = methods.row("lora", {"model": {"trained": 4_884_480}}, 3.9761, [3.5, 3.2345], watched)
+    assert line == "| lora | 4,884,480 | 3.976 | 3.235 | 2,000 | 50 | 12 |"

@@ -11,31 +11,13 @@ import pytest
 
 from oumi_kernel.loading import load_config
 from tests.conftest import ROOT
+from tests.recipes.architectures import ARCHITECTURES
 
 RECIPES = sorted((ROOT / "configs/recipes").rglob("*.yaml"))
-MODEL_TYPES = {
-    "HuggingFaceTB/SmolLM2": "llama",
-    "meta-llama/Llama-3": "llama",
-    "deepseek-ai/DeepSeek-R1-Distill-Llama": "llama",
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen": "qwen2",
-    "Qwen/Qwen2.5": "qwen2",
-    "Qwen/Qwen3-30B-A3B": "qwen3_moe",
-    "Qwen/Qwen3": "qwen3",
-    "google/gemma-3": "gemma3",
-    "mistralai/Mistral-7B": "mistral",
-    "alignment-handbook/zephyr-7b": "mistral",
-    "microsoft/phi-4": "phi3",
-    "allenai/Olmo-3": "olmo3",
-    "openai/gpt-oss": "gpt_oss",
-    "llava-hf/llava-1.5": "llava",
-    "openai-community/gpt2": "gpt2",
+MODEL_TYPES = {name: architecture.kind for name, architecture in ARCHITECTURES.items()} | {
+    "llava-hf/llava-1.5-7b-hf": "llava"
 }
-"""Beginning of a model's name -> `model_type` of its config.json; of several beginnings the longest counts."""
-
-
-def model_type(name: str) -> str:
-    beginning = max((start for start in MODEL_TYPES if name.startswith(start)), key=len)
-    return MODEL_TYPES[beginning]
+"""Name on the hub -> `model_type` of its config.json."""
 
 
 @cache
@@ -55,7 +37,7 @@ def architecture(kind: str) -> Any:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "configs/recipes")))
 def test_the_modules_that_a_recipe_names_are_in_its_model(path: Path) -> None:
     config = load_config(path).config
-    model = architecture(model_type(config.model.model_name))
+    model = architecture(MODEL_TYPES[config.model.model_name])
     names = [name for name, _ in model.named_modules()]
     last = {name.rsplit(".", 1)[-1] for name in names}
     assert set(config.peft.lora_target_modules or ()) <= last
