@@ -36,7 +36,7 @@ class _PlainRates(Optimizer):
             self._set_rates(rates)
 
     def _make_tables(self) -> None:
-        """Let the library make its tables of codes, which it keeps: that needs numbers, and a dry run's step has none."""
+        """Let the library make and keep its tables of codes: that needs numbers, and a dry run's step has none."""
         for signed in SIGNED.values():
             self._subclass_zeros(torch.zeros(self.block_size), signed, self.block_size)  # pyright: ignore
 
