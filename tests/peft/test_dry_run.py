@@ -91,3 +91,17 @@ def test_going_on_with_an_adapter_needs_no_weights(folder: Path, capsys) -> None
         said = capsys.readouterr()
         assert "goes on with" in said.out + said.err
         assert "LORA, rank 4" in said.out + said.err
+
+
+@pytest.mark.filterwarnings("error:.*is a no-op")
+def test_going_on_from_a_checkpoint_is_looked_at_without_a_word_about_weights_that_are_not_there(
+    folder: Path, capsys
+) -> None:
+    train = ["run", "train.yaml", "--training.optimizer=adamw", "--peft.lora_target_modules=[q_proj]"]
+    assert main([*train, "--peft.lora_r=4", "--training.save_steps=1", "--training.output_dir=first"]) == 0
+    on = [*train, "--training.resume_from_checkpoint=first/checkpoint-1", "--dry-run"]
+    capsys.readouterr()
+    assert main([*on, "--peft.lora_r=4"]) == 0
+    assert "goes on from first/checkpoint-1" in capsys.readouterr().out
+    assert main([*on, "--peft.lora_r=8"]) == 6
+    assert "adapter_model.safetensors" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from oumi_kernel.cli import main
 from tests.optimizers.by_hand import CASES, Case, available, eager
 from tests.trainers.conftest import Finished, Train
 from tests.trainers.reference_trainer import evaluate
@@ -90,6 +91,21 @@ def test_it_learns_and_goes_on_to_the_bit(train: Train, tmp_path: Path, case: Ca
     assert lines(resumed) == [line for line in lines(straight) if line["step"] > 2]
     final, kept = load_file(straight.folder / "model.safetensors"), load_file(end / "model.safetensors")
     assert all(torch.equal(final[key], tensor) for key, tensor in kept.items())
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_a_dry_run_finds_that_a_run_can_go_on(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    available(LOOPED[name])
+    flags = (*flags_of(name), "--training.max_steps=1", "--training.save_steps=1", "--training.eval_strategy=no")
+    with eager():
+        first = train(*flags, rows=8)
+    goes_on = ["--dry-run", f"--training.resume_from_checkpoint={first.folder}/checkpoint-1"]
+    again = ["run", str(first.folder / "run.json"), f"--training.output_dir={tmp_path}/again", *goes_on]
+    assert main(again) == 0
+    assert f"goes on from {first.folder}/checkpoint-1, step 1 of 1." in capsys.readouterr().out
+    assert not (tmp_path / "again").exists()
 
 
 def test_what_is_evaluated_saved_and_left_is_the_average_of_schedule_free_learning(

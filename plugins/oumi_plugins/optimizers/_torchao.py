@@ -22,6 +22,7 @@ class _PlainRates(Optimizer):
         rates = [group.get("lr", lr) for group in groups]
         super().__init__(groups, lr=lr, **settings)  # pyright: ignore[reportCallIssue] - the library's class is next
         self._set_rates(rates)
+        self._make_tables()
         self.register_state_dict_post_hook(_flatten)
         self.register_load_state_dict_pre_hook(_unflatten)
 
@@ -33,6 +34,11 @@ class _PlainRates(Optimizer):
             return super().step(closure)  # pyright: ignore[reportArgumentType]
         finally:
             self._set_rates(rates)
+
+    def _make_tables(self) -> None:
+        """Let the library make and keep its tables of codes: that needs numbers, and a dry run's step has none."""
+        for signed in SIGNED.values():
+            self._subclass_zeros(torch.zeros(self.block_size), signed, self.block_size)  # pyright: ignore
 
     def _set_rates(self, rates: Sequence[Any]) -> None:
         for group, rate in zip(self.param_groups, rates, strict=True):
@@ -79,5 +85,6 @@ def _quantised(optimizer: Any, parameter: torch.Tensor, key: str, value: Any) ->
         return value
     made = optimizer._new_buffer(parameter, SIGNED[key])
     for name in KEPT:
-        getattr(made, name).copy_(value[name])
+        if value[name].numel():  # none where a state is only looked at: see `SingleStrategy.check`
+            getattr(made, name).copy_(value[name])
     return made

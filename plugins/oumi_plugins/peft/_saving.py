@@ -83,7 +83,8 @@ def load_adapter(model: Any, file: Path, initial: Mapping[str, torch.Tensor] | N
     if initial is not None:
         found = with_start(found, initial, file)
     _check(found, adapter_state(model, model.state_dict()), file)
-    set_peft_model_state_dict(model, found, adapter_name=ADAPTER)
+    if not any(parameter.is_meta for parameter in model.parameters()):  # a dry run's model has nowhere to put them
+        set_peft_model_state_dict(model, found, adapter_name=ADAPTER)
 
 
 def unwrapped(model: Any) -> PeftModel:
