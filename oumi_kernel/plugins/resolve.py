@@ -271,7 +271,8 @@ class _Resolver:
         if _is_known(slot) or not slot.path or slot.name == DEFAULT:
             named = "" if slot.name == DEFAULT else f" named '{normalise(slot.name)}'"
             subject = slot.path if slot.name == DEFAULT else slot.name
-            message = f"{subject} needs a {noun}{named}; none is installed."
+            article = "an" if noun[0] in "aeiou" else "a"
+            message = f"{subject} needs {article} {noun}{named}; none is installed."
             hint = listing if installed else ""
             self.unavailable.append(self._problem("not-installed", slot.path, message, hint=hint))
             return
