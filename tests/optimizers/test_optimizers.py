@@ -97,7 +97,7 @@ def test_typed_parameters_reach_the_optimizer() -> None:
 
 @pytest.mark.parametrize("name", SERVED_BY_NOBODY)
 def test_an_optimizer_that_is_not_installed_is_told_apart_from_a_typo(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} needs a optimizer named '{name}'; none is installed"):
+    with pytest.raises(ConfigError, match=f"{name} needs an optimizer named '{name}'; none is installed"):
         build(name, [])
 
 
