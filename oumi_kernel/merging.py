@@ -181,19 +181,24 @@ def _refuse_what_is_there(target: Path) -> None:
         raise ConfigError(f"--output: {target} exists and is not empty. Give another folder, or delete it.")
 
 
-def _base_of(kernel: Kernel, run: Run, tokenizer: Any, adapter: Adapter) -> tuple[Kernel, Any]:
-    """Return the loader of an adapter's base, without adapter and quantisation, and the base in its own precision."""
+def base_alone(kernel: Kernel, run: Run, name: str, revision: str | None) -> tuple[Kernel, Run]:
+    """Return what builds the base of an adapter without adapter and quantisation, in the precision of its files."""
     params = msgspec.structs.replace(
         run.config.model,
-        model_name=adapter.base,
-        model_revision=adapter.revision,
+        model_name=name,
+        model_revision=revision,
         torch_dtype_str="auto",
         adapter_model=None,
         attn_implementation=None,
         freeze_layers=[],
     )
-    loader = kernel.with_model(params)
     alone = msgspec.structs.replace(run, config=msgspec.structs.replace(run.config, model=params))
+    return kernel.with_model(params), alone
+
+
+def _base_of(kernel: Kernel, run: Run, tokenizer: Any, adapter: Adapter) -> tuple[Kernel, Any]:
+    """Return the loader of an adapter's base, and the base."""
+    loader, alone = base_alone(kernel, run, adapter.base, adapter.revision)
     return loader, loader.build_model(tokenizer, {}, alone)
 
 
