@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from oumi_kernel.component import NoParams
 from oumi_kernel.config import DataParams, ModelParams, TrainingConfig, TrainingParams
 from oumi_kernel.config.peft import PeftSaveMode
 from oumi_kernel.contracts import Run
@@ -181,19 +182,24 @@ def _refuse_what_is_there(target: Path) -> None:
         raise ConfigError(f"--output: {target} exists and is not empty. Give another folder, or delete it.")
 
 
-def _base_of(kernel: Kernel, run: Run, tokenizer: Any, adapter: Adapter) -> tuple[Kernel, Any]:
-    """Return the loader of an adapter's base, without adapter and quantisation, and the base in its own precision."""
+def base_alone(kernel: Kernel, run: Run, name: str, revision: str | None) -> tuple[Kernel, Run]:
+    """Return what builds the base of an adapter without adapter and quantisation, in the precision of its files."""
     params = msgspec.structs.replace(
         run.config.model,
-        model_name=adapter.base,
-        model_revision=adapter.revision,
+        model_name=name,
+        model_revision=revision,
         torch_dtype_str="auto",
         adapter_model=None,
         attn_implementation=None,
         freeze_layers=[],
     )
-    loader = kernel.with_model(params)
     alone = msgspec.structs.replace(run, config=msgspec.structs.replace(run.config, model=params))
+    return kernel.with_model(params), alone
+
+
+def _base_of(kernel: Kernel, run: Run, tokenizer: Any, adapter: Adapter) -> tuple[Kernel, Any]:
+    """Return the loader of an adapter's base, and the base."""
+    loader, alone = base_alone(kernel, run, adapter.base, adapter.revision)
     return loader, loader.build_model(tokenizer, {}, alone)
 
 
@@ -251,7 +257,10 @@ def _refuse_quantised(base: Path) -> None:
 
 
 def _select(catalogue: Catalogue, family: str, name: str, params: Any = None) -> Selected:
-    """Select one component apart from any configuration; a name that nobody has means the family's default."""
+    """Select one component apart from any configuration; a name that nobody has means the family's default.
+
+    What it is told here is in what it reads, so that it has no parameters of its own.
+    """
     entry = catalogue.find(family, name) or catalogue.find(family, DEFAULT)
     if entry is None:
         raise ConfigError(f"no {FAMILIES[family].noun} is installed.")
@@ -259,7 +268,7 @@ def _select(catalogue: Catalogue, family: str, name: str, params: Any = None) ->
     for module, requirement in component.requires.items():
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"'{entry.name}' needs {module}, which is not installed: pip install '{requirement}'")
-    return Selected(entry=entry, component=component, path="", params=params or component.params_type())
+    return Selected(entry=entry, component=component, path="", params=params or NoParams())
 
 
 def _record_of(folder: Path) -> RunRecord | None:

@@ -11,6 +11,7 @@ import pytest
 
 from oumi_kernel.cli import main
 from tests.test_dry_run import folder
+from tests.trainers.test_estimate import estimated
 
 __all__ = ["folder"]
 
@@ -105,3 +106,24 @@ def test_going_on_from_a_checkpoint_is_looked_at_without_a_word_about_weights_th
     assert "goes on from first/checkpoint-1" in capsys.readouterr().out
     assert main([*on, "--peft.lora_r=8"]) == 6
     assert "adapter_model.safetensors" in capsys.readouterr().err
+
+
+SAVED = {
+    "the base beside it": ("--peft.lora_r=32", "--peft.peft_save_mode=adapter_and_base_model"),
+    "merged": ("--peft.lora_r=32", "--peft.peft_save_mode=merged"),
+    "merged, in less precision": ("--peft.lora_r=32", "--peft.peft_save_mode=merged", "--model.torch_dtype_str=bf16"),
+    "an adapter that begins in the model": ("--peft.lora_r=16", "--peft.lora_init_weights=pissa"),
+}
+
+
+@pytest.mark.parametrize("flags", SAVED.values(), ids=SAVED)
+def test_checkpoints_hold_the_adapter_and_the_final_model_what_its_mode_says(
+    folder: Path, flags: tuple[str, ...]
+) -> None:
+    arguments = ["--training.output_dir=out", "--training.optimizer=adamw", "--training.save_steps=1", *flags]
+    found = estimated(Path("train.yaml"), "--training.max_steps=1", *arguments)
+    assert main(["run", "train.yaml", "--training.max_steps=1", *arguments]) == 0
+    final = sum(file.stat().st_size for file in Path("out").glob("*.safetensors"))
+    checkpoint = [Path("out/checkpoint-1") / name for name in ("adapter_model.safetensors", "optimizer.safetensors")]
+    assert found.bytes_of("final model") == pytest.approx(final, rel=0.05)
+    assert found.bytes_of("checkpoints") == pytest.approx(sum(f.stat().st_size for f in checkpoint), rel=0.05)

@@ -14,7 +14,7 @@ from oumi_kernel.contracts import Run
 from oumi_kernel.report import Report
 from oumi_plugins.peft._adapter import config_of, put_in
 from oumi_plugins.peft._continuing import own_config, refuse_contradictions, weights_file
-from oumi_plugins.peft._conversion import changes_the_model, check_start
+from oumi_plugins.peft._conversion import changes_the_model, check_start, without_start
 from oumi_plugins.peft._matching import MATCHERS, check_patterns, names_of
 from oumi_plugins.peft._method import SECTION
 from oumi_plugins.peft._reporting import report_on
@@ -64,10 +64,10 @@ def build(model: Any, config_class: str, settings: Mapping[str, Any], examples: 
     asked = {key: getattr(run.config.peft, key) for key in MATCHERS if SECTION[key] in settings}
     check_patterns(names, asked)
     config = config_of(config_class, settings, run)
-    is_changed = changes_the_model(config) and not _has_no_weights(model)
+    is_changed = changes_the_model(config)
     adapted = put_in(model, config, examples, run)
-    built = _built(adapted, report_on(adapted, names, asked))
-    if not is_changed:
+    built = _built(adapted, report_on(adapted, names, asked), is_changed=is_changed)
+    if not is_changed or _has_no_weights(model):
         return built
     check_start(adapted, config)
     initial = {name: tensor.clone() for name, tensor in adapter_state(adapted, adapted.state_dict()).items()}
@@ -89,9 +89,15 @@ def _continued(model: Any, settings: Mapping[str, Any], adapter: tuple[str, str]
     return _built(adapted, msgspec.structs.replace(report, lines=lines, facts=facts))
 
 
-def _built(model: Any, report: Report) -> Built:
-    state = {} if _has_no_weights(model) else adapter_state(model, model.state_dict())  # that is never saved
-    return Built(model=model, report=report, shapes=shapes_of(state))
+def _built(model: Any, report: Report, *, is_changed: bool = False) -> Built:
+    if _has_no_weights(model) and model.active_peft_config.is_prompt_learning:  # the library copies its vectors
+        state = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    else:
+        state = adapter_state(model, model.state_dict())
+    outline = {name: tensor.to("meta") for name, tensor in state.items()}
+    saved = without_start(outline, outline) if is_changed else outline
+    facts = {**report.facts, "saved_bytes": sum(tensor.nbytes for tensor in saved.values())}
+    return Built(model=model, report=msgspec.structs.replace(report, facts=facts), shapes=shapes_of(state))
 
 
 def _has_no_weights(model: Any) -> bool:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from oumi_kernel.config import PeftSaveMode, TrainingParams
+from oumi_kernel.config import TrainingParams
 from oumi_kernel.contracts import Session, World
 from oumi_kernel.rehearsal import Amount, Estimate
 from oumi_plugins.trainers._examples import token_counts
@@ -36,6 +36,7 @@ from oumi_plugins.trainers._optimizer_state import state_of
 from oumi_plugins.trainers._order import OrderedBatches
 from oumi_plugins.trainers._packed import constants_bytes, elements
 from oumi_plugins.trainers._simulation import Usage, simulate
+from oumi_plugins.trainers._written import Written, bytes_of, written
 from oumi_plugins.trainers.sft import SftParams
 
 KEPT = 0.25
@@ -58,8 +59,8 @@ def estimate(
     parameters = list(skeleton.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     packed, state = elements(skeleton), state_of(session, skeleton)
-    weights = _bytes([*parameters, *skeleton.buffers()]) + constants_bytes(skeleton)
-    written = _bytes(trained) if _saves_adapter_alone(session, skeleton) else weights
+    weights = bytes_of([*parameters, *skeleton.buffers()]) + constants_bytes(skeleton)
+    files = written(session, weights)
     world = session.run.world
     examples = _largest(session.examples["train"], training, world)
 
@@ -68,18 +69,18 @@ def estimate(
         return simulate(skeleton, batch, settings, params, asked)
 
     def stepping(usage: Usage | str) -> int:
-        most = max(usage.forward, usage.backward) if isinstance(usage, Usage) else _bytes(trained)
+        most = max(usage.forward, usage.backward) if isinstance(usage, Usage) else bytes_of(trained)
         return state.bytes + most
 
     def peak_with(settings: TrainingParams) -> int | None:
         usage = simulated(settings)
         keeps = keeps_freed and not settings.enable_gradient_checkpointing
-        step, saving = stepping(usage), _saving(settings, written, state.saved_bytes) + state.saved_bytes
+        step, saving = stepping(usage), _saving(settings, files, state.saved_bytes) + state.saved_bytes
         return weights + max(step + round(KEPT * keeps * step), saving) if isinstance(usage, Usage) else None
 
     usage, keeps_freed = simulated(training), getattr(session.strategy, "keeps_freed_memory", False)
     kept = round(KEPT * stepping(usage)) if keeps_freed else 0
-    peak = weights + max(stepping(usage) + kept, _saving(training, written, state.saved_bytes) + state.saved_bytes)
+    peak = weights + max(stepping(usage) + kept, _saving(training, files, state.saved_bytes) + state.saved_bytes)
     gradients, passes = _gradients(trained, params), _passes(usage, sum(len(one["input_ids"]) for one in examples))
     device, free = free_memory()
     if free is not None and peak > free:
@@ -99,7 +100,7 @@ def estimate(
         ),
         peak_bytes=peak,
         free_bytes=free,
-        disk=tuple(_disk(session, written, state.saved_bytes, params.save_total_limit)),
+        disk=tuple(_disk(session, files, state.saved_bytes, params.save_total_limit)),
         free_disk_bytes=shutil.disk_usage(_nearest(session.run.output_dir)).free,
         notes=tuple(notes),
     )
@@ -107,8 +108,8 @@ def estimate(
 
 def _gradients(trained: Sequence[torch.Tensor], params: SftParams) -> Amount:
     if params.optimizer_in_backward:
-        return Amount(what="gradients", bytes=max(_bytes([one]) for one in trained), how="one parameter at a time")
-    return Amount(what="gradients", bytes=_bytes(trained), how="parameters that train")
+        return Amount(what="gradients", bytes=max(bytes_of([one]) for one in trained), how="one parameter at a time")
+    return Amount(what="gradients", bytes=bytes_of(trained), how="parameters that train")
 
 
 def _passes(usage: Usage | str, tokens: int) -> tuple[Amount, Amount]:
@@ -129,33 +130,28 @@ def _largest(examples: Sequence[Any], training: TrainingParams, world: World) ->
     return [examples[index] for index in largest]
 
 
-def _saving(training: TrainingParams, weights: int, state: int) -> int:
-    """Return the bytes of the copy from which a checkpoint or the model is written."""
+def _saving(training: TrainingParams, files: Written, state: int) -> int:
+    """Return the bytes of the copy from which a checkpoint or the model is written, and of a base read again here."""
     checkpoints = bool(training.save_steps or training.save_epoch)
-    return max(weights if checkpoints or training.save_final_model else 0, state if checkpoints else 0)
+    base = 0 if torch.cuda.is_available() else files.base
+    return max(
+        max(files.checkpoint, state) if checkpoints else 0,
+        max(files.checkpoint, base) if training.save_final_model else 0,
+    )
 
 
-def _saves_adapter_alone(session: Session, model: nn.Module) -> bool:
-    """Return whether only what trains is written."""
-    return hasattr(model, "peft_config") and session.run.config.peft.peft_save_mode is PeftSaveMode.ADAPTER_ONLY
-
-
-def _disk(session: Session, weights: int, state: int, keep: int | None) -> list[Amount]:
+def _disk(session: Session, files: Written, state: int, keep: int | None) -> list[Amount]:
     """Return what the output folder will hold at most; a checkpoint is complete before an older one is deleted."""
     training, plan = session.run.config.training, session.plan
     by_steps = plan.total_steps // training.save_steps if training.save_steps else 0
     by_epochs = plan.total_steps // plan.steps_per_epoch if training.save_epoch else 0
     written = by_steps + by_epochs
     at_once = written if keep is None else min(written, keep + 1)
-    one = weights + state
+    one = files.checkpoint + state
     amounts = [Amount(what="checkpoints", bytes=at_once * one, how=f"{at_once:,} at once of {one:,} bytes each")]
     if training.save_final_model:
-        amounts.append(Amount(what="final model", bytes=weights, how="safetensors"))
+        amounts.append(Amount(what="final model", bytes=files.model, how="safetensors"))
     return amounts
-
-
-def _bytes(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _nearest(folder: Path) -> Path:
