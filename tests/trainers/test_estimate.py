@@ -270,8 +270,6 @@ REAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "packed": ({}, {"data": {"pack": True, "stream": True}}),
     "wide-vocabulary": ({}, {"shape": {"vocab_size": 32_000, "num_hidden_layers": 4}}),
     "saving": ({"per_device_train_batch_size": 1, "save_steps": 1}, {}),
-    "8-bit optimizer": ({"optimizer": "adamw_8bit"}, {}),
-    "8-bit optimizer, saving": ({"optimizer": "adamw_8bit", "per_device_train_batch_size": 1, "save_steps": 1}, {}),
 }
 
 
@@ -298,9 +296,6 @@ def long_rows(folder: Path, name: str) -> Path:
 @ON_A_CPU
 @pytest.mark.parametrize("name", REAL)
 def test_the_peak_is_that_of_a_real_run_within_a_fifth(tmp_path: Path, name: str, libraries: int) -> None:
-    training, _ = REAL[name]
-    if training.get("optimizer", "").endswith("8bit"):
-        pytest.importorskip("bitsandbytes")
     config = long_rows(tmp_path, name)
     found = estimated(config).estimate_of_run
     assert found.peak_bytes > 200 * 2**20
