@@ -112,6 +112,25 @@ def test_an_adapter_trains_in_float32_beside_16_bits(train: Train, way: str, pre
     assert {tensor.dtype for tensor in adapter(run).values()} == {torch.float32}
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["fp4", "nested", "8 bits"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_on_a_gpu_an_adapter_trains_in_float32_beside_16_bits(train: Train, way: str, precision: str) -> None:
+    exact = train(*flags(way), name="exact")
+    run = train(*flags(way), f"--training.mixed_precision_dtype={precision}", name="run")
+    assert run.figures("loss") == pytest.approx(exact.figures("loss"), rel=0.02)
+    assert {tensor.dtype for tensor in adapter(run).values()} == {torch.float32}
+    assert all(bool(tensor.any()) for tensor in adapter(run).values())
+
+
+@pytest.mark.gpu
+def test_a_paged_optimizer_trains_a_quantised_model_as_one_that_is_not_paged_does(train: Train) -> None:
+    whole, paged = (
+        train(*flags("nested"), f"--training.optimizer={name}adamw_8bit", name=f"{name}run") for name in ("", "paged_")
+    )
+    assert paged.figures("loss") == pytest.approx(whole.figures("loss"), rel=1e-3)
+
+
 def test_no_padding_is_computed_and_the_head_is_cut_into_chunks(
     train: Train, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

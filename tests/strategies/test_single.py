@@ -12,6 +12,7 @@ import torch
 
 from oumi_kernel.contracts import Run
 from oumi_kernel.loading import load_text
+from oumi_plugins.strategies._cpu import is_glibc
 from oumi_plugins.strategies._single import SingleStrategy
 from oumi_plugins.strategies._stepping import step_flagged
 from tests.conftest import minimal_yaml
@@ -148,3 +149,17 @@ def test_batches_and_model_are_on_the_same_device() -> None:
     how = strategy()
     batch = how.place({"input_ids": torch.zeros(1, 2)})
     assert batch["input_ids"].device.type == prepared(how).weight.device.type == how.device.type
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about memory of the host")
+@pytest.mark.parametrize(
+    ("section", "keeps"), [("peft: {}", True), ("peft: {q_lora: true}", False), ("peft: {lora_r: 4}", True)]
+)
+def test_quantised_weights_ask_for_little_memory_so_what_is_freed_is_given_back(section: str, keeps: bool) -> None:
+    loaded = load_text(f"{minimal_yaml()}{section}\n", "c")
+    how = SingleStrategy(Run(config=loaded.config, folder=loaded.folder))
+    try:
+        how.setup()
+        assert how.keeps_freed_memory is (keeps and is_glibc())
+    finally:
+        how.close()

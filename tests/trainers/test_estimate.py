@@ -24,6 +24,9 @@ from oumi_kernel.run import run_training
 from tests.conftest import QUICKSTART
 from tests.optimizers.by_hand import eager
 
+ON_A_CPU = pytest.mark.skipif(
+    sys.platform != "linux" or torch.cuda.is_available(), reason="reads in /proc what a process takes that has no GPU"
+)
 RECOMPUTED = "--training.enable_gradient_checkpointing"
 Start = Callable[..., Any]
 
@@ -282,28 +285,47 @@ REAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("name", REAL)
-def test_the_peak_is_that_of_a_real_run_within_a_fifth(tmp_path: Path, name: str, libraries: int) -> None:
+def long_rows(folder: Path, name: str) -> Path:
+    """Return the configuration of a run of `REAL`, of a model of some 30 million parameters on rows of 256 tokens."""
     training, others = REAL[name]
-    shutil.copytree(QUICKSTART / "model", tmp_path / "model")
+    shutil.copytree(QUICKSTART / "model", folder / "model")
     shape = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 10, "vocab_size": 2048}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
-    file = tmp_path / "model/config.json"
+    file = folder / "model/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | shape | heads | others.get("shape", {})))
-    config = configure(tmp_path, tmp_path / "model", **({"per_device_train_batch_size": 2} | training))
+    config = configure(folder, folder / "model", **({"per_device_train_batch_size": 2} | training))
     text = json.loads(config.read_text())
     text["model"] |= {"model_max_length": 256} | others.get("model", {})
     text["data"]["train"] |= others.get("data", {})
     config.write_text(json.dumps(text))
     answer = {"role": "assistant", "content": "A long answer. " * 60}
     row = json.dumps({"messages": [{"role": "user", "content": "A question?"}, answer]})
-    (tmp_path / "rows.jsonl").write_text("\n".join([row] * 16))
+    (folder / "rows.jsonl").write_text("\n".join([row] * 16))
+    return config
+
+
+@pytest.mark.slow
+@ON_A_CPU
+@pytest.mark.parametrize("name", REAL)
+def test_the_peak_is_that_of_a_real_run_within_a_fifth(tmp_path: Path, name: str, libraries: int) -> None:
+    config = long_rows(tmp_path, name)
     found = estimated(config).estimate_of_run
     assert found.peak_bytes > 200 * 2**20
     real = measured(config) - libraries
     assert found.peak_bytes == pytest.approx(real, rel=0.2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", REAL)
+def test_the_peak_on_a_gpu_is_that_of_a_real_run_within_15_percent(tmp_path: Path, name: str) -> None:
+    config = long_rows(tmp_path, name)
+    found = estimated(config).estimate_of_run
+    assert found.device == "cuda"
+    loaded, catalogue = open_sound_config(str(config), ())
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run_training(loaded, resolve(loaded, catalogue))
+    assert found.peak_bytes == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.15)
 
 
 def test_what_does_not_fit_is_said_with_the_largest_part_and_settings_that_would(

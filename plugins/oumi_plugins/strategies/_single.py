@@ -39,6 +39,7 @@ class SingleStrategy:
 
     def __init__(self, run: Run) -> None:
         self._training, self._packs = run.config.training, run.config.data.train.pack
+        self._is_quantised = run.config.peft.q_lora
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         precision = self._training.mixed_precision_dtype
         if precision is MixedPrecisionDtype.FP16 and self.device.type == "cpu":
@@ -64,7 +65,7 @@ class SingleStrategy:
         if self.device.type == "cpu":
             rows = self._training.per_device_train_batch_size
             self._matmul = faster_matmul(rows * SEQUENCES_A_PACK if self._packs else rows)
-            self._keep_memory(not self._training.enable_gradient_checkpointing)
+            self._keep_memory(not (self._training.enable_gradient_checkpointing or self._is_quantised))
 
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
         """Move the model to the device, then build the optimizer over its parameters there.
