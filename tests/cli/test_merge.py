@@ -71,3 +71,12 @@ def test_help_names_the_options_and_imports_no_torch() -> None:
 def test_shells_complete_the_command_and_its_options() -> None:
     assert "merge" in candidates([], "me")
     assert set(candidates(["merge"], "--")) == {"--help", "--output", "--base"}
+
+
+def test_a_prompt_that_a_run_has_learned_is_no_weight_to_merge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--peft.peft_method=prompt_tuning", "--peft.peft_kwargs.num_virtual_tokens=2", "--training.max_steps=1")
+    assert main(["run", str(QUICKSTART / "train.yaml"), *flags, f"--training.output_dir={tmp_path / 'out'}"]) == 0
+    assert main(["merge", str(tmp_path / "out")]) == 2
+    assert "there is nothing to merge" in capsys.readouterr().err
