@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from oumi_kernel.contracts import World
-from oumi_kernel.errors import ConfigError
+from oumi_kernel.errors import ConfigError, StopRequested
 
 LAUNCH = "OUMI_LAUNCH"
 """Set for processes that `oumi run` started: the folder in which each leaves its process number, and the first that
@@ -23,6 +23,9 @@ fails the reason."""
 
 BEGAN = "began"
 """A file in that folder, written once."""
+
+STOP = "stop"
+"""A file there once the run was asked to stop: nothing is begun after that."""
 
 
 class Processes(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,10 +63,10 @@ def world_from(environment: Mapping[str, str] = os.environ) -> World:
     """Return the place of this process among those that a launcher such as torchrun started; alone if there is none.
 
     Raises:
-        ConfigError: A launcher's variable is no number.
+        ConfigError: A launcher's variable is no number, or there is no such rank.
     """
     try:
-        return World(
+        world = World(
             rank=int(environment.get("RANK", "0")),
             local_rank=int(environment.get("LOCAL_RANK", "0")),
             size=int(environment.get("WORLD_SIZE", "1")),
@@ -71,6 +74,10 @@ def world_from(environment: Mapping[str, str] = os.environ) -> World:
     except ValueError as error:
         message = f"RANK, LOCAL_RANK and WORLD_SIZE in the environment must be whole numbers: {error}."
         raise ConfigError(message) from error
+    if not 0 <= world.rank < world.size:
+        message = f"RANK={world.rank} in the environment must be from 0 to one less than WORLD_SIZE={world.size}."
+        raise ConfigError(message)
+    return world
 
 
 def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
@@ -89,6 +96,8 @@ def report_to_launcher(text: str, exit_code: int) -> bool:
     if not folder:
         return False
     failure = Failure(rank=world_from().rank, text=text, exit_code=exit_code)
+    if exit_code == StopRequested.exit_code:
+        (Path(folder) / STOP).touch()
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     place = Path(folder) / f"failure_{int(attempt):06}.json"
     with suppress(FileExistsError), place.open("xb") as file:  # the others fail because of the first
@@ -113,8 +122,21 @@ def first_failure(folder: Path) -> Failure | None:
     return msgspec.json.decode(found[-1].read_bytes(), type=Failure) if found else None
 
 
-def listen_to_launcher() -> None:
-    """Tell whoever started this process which one it is, so that a request to stop can be passed on."""
+def listen_to_launcher() -> bool:
+    """Tell whoever started this process which one it is, so that a request to stop can be passed on.
+
+    Returns:
+        Whether there is anything to do: not where all stopped, and the launcher began anew nevertheless.
+
+    Raises:
+        StopRequested: The request came before this process could be told.
+    """
     folder = os.environ.get(LAUNCH)
-    if folder:
-        (Path(folder) / f"process_{world_from().local_rank}").write_text(str(os.getpid()))
+    if not folder:
+        return True
+    (Path(folder) / f"process_{world_from().local_rank}").write_text(str(os.getpid()))
+    if not (Path(folder) / STOP).exists():
+        return True
+    if first_failure(Path(folder)):
+        return False
+    raise StopRequested("asked to stop before training began: nothing was trained, and nothing is lost.")

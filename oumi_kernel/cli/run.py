@@ -68,8 +68,8 @@ def run(
     else:
         from oumi_kernel.run import run_training
 
-        listen_to_launcher()
-        run_training(loaded, resolution, world)
+        if listen_to_launcher():
+            run_training(loaded, resolution, world)
     return 0
 
 

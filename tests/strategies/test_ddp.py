@@ -133,7 +133,7 @@ def test_a_request_to_stop_one_process_stops_all_at_a_checkpoint_from_which_anot
     tmp_path: Path, start: Start
 ) -> None:
     flags = ("--training.save_steps=0", "--training.max_steps=40")
-    process = start("out", "--nproc", "2", *flags, *batches(2))
+    process = start("out", "--nproc", "2", "--max-restarts", "2", *flags, *batches(2))
     wait_for(lambda: (tmp_path / "out/metrics.jsonl").exists() and figures(tmp_path / "out"))
     os.kill(worker_of(process, rank=1), signal.SIGTERM)
     assert "is complete" in ended(process, expected=143)

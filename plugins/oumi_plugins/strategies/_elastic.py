@@ -19,7 +19,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from oumi_kernel.launch import BEGAN, LAUNCH, Failure, Processes, first_failure
+from oumi_kernel import StopRequested
+from oumi_kernel.launch import BEGAN, LAUNCH, STOP, Failure, Processes, first_failure
 
 GRACE = 10
 """Seconds that processes have to end after one of them failed, before they are killed."""
@@ -40,6 +41,10 @@ def launch(command: Sequence[str], processes: Processes) -> int:
         before = {number: signal.signal(number, lambda n, _: _forward(n, folder)) for number in FORWARDED}
         try:
             elastic_launch(_config(processes, folder), command[0])(*command[1:])
+            failure = first_failure(folder) if (folder / STOP).exists() else None
+            if failure and failure.exit_code == StopRequested.exit_code:  # it was begun anew to no purpose
+                sys.stderr.write(failure.text)
+                return failure.exit_code
         except ChildFailedError as error:
             failure = first_failure(folder) or _silent(error)
             sys.stderr.write(failure.text)
@@ -68,10 +73,11 @@ def _config(processes: Processes, folder: Path) -> LaunchConfig:
 
 
 def _forward(number: int, folder: Path) -> None:
+    (folder / STOP).touch()  # for a process that does not listen yet
     for file in folder.glob("process_*"):
         try:
             os.kill(int(file.read_text()), number)
-        except ProcessLookupError:
+        except (ProcessLookupError, ValueError):  # it ended, or is writing its number and looks at STOP next
             continue
 
 
