@@ -253,7 +253,7 @@ def test_a_compiled_model_is_right_and_is_not_compiled_again_for_other_lengths()
         loss = plain.loss(batch)
         loss.backward()
         expected.append((loss.detach(), gradients(model)))
-    forward.compile()
+    forward.compile("model")
     graphs = []
     for batch, (loss, wanted) in zip(batches, expected, strict=True):
         found = forward.loss(batch)

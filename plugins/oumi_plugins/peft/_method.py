@@ -153,10 +153,11 @@ class Method(Component):
 
     @hookimpl
     def oumi_train_start(self, run: Run, step: int) -> None:
-        """Watch the gradients of the first step."""
+        """Watch the gradients of the first step, where there are some: the first process is dealt an example first."""
         from oumi_plugins.peft._gradients import FirstGradients
 
-        self._first = FirstGradients(self._built.model, compiled=run.config.training.compile)
+        if run.world.is_main:
+            self._first = FirstGradients(self._built.model, compiled=run.config.training.compile)
 
     @hookimpl
     def oumi_step_end(self, record: StepRecord) -> None:

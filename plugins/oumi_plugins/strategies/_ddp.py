@@ -6,6 +6,7 @@ over processes, not averaged, and how many tokens each has makes no difference.
 
 # No postponed annotations here: DDP looks at those of its hook.
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from oumi_kernel import ConfigError, Problem
 from oumi_kernel.contracts import Prepared, Run
+from oumi_kernel.launch import is_worker
 from oumi_plugins.strategies._single import SingleStrategy
 
 TIMEOUT = timedelta(minutes=10)
@@ -55,8 +57,10 @@ class DdpStrategy(SingleStrategy):
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
         """Meet the other processes, and give each the model of the first."""
         prepared = super().prepare(model, build)
-        if "MASTER_ADDR" not in os.environ:  # a dry run: there is nobody to meet
+        if not is_worker():  # a dry run: there is nobody to meet
             return prepared
+        if "MASTER_ADDR" not in os.environ:
+            raise ConfigError("WORLD_SIZE is set and MASTER_ADDR is not: start the processes with oumi run --nproc N.")
         self._meet()
         self._replica = DistributedDataParallel(
             Computation(model), find_unused_parameters=bool(self._training.ddp_find_unused_parameters)
@@ -67,7 +71,7 @@ class DdpStrategy(SingleStrategy):
 
     def _meet(self) -> None:
         """Join the process group. Processes that were started anew must not find the addresses of those before."""
-        store, rank, size = next(distributed.rendezvous("env://"))
+        store, rank, size = next(distributed.rendezvous("env://", timeout=TIMEOUT))
         attempt = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=TIMEOUT)
@@ -113,7 +117,8 @@ class DdpStrategy(SingleStrategy):
     def close(self) -> None:
         """Leave the other processes."""
         super().close()
-        if distributed.is_initialized():
+        # Others fail as soon as this process leaves: one that fails says so first, and its end lets them go.
+        if distributed.is_initialized() and sys.exc_info()[0] is None:
             distributed.destroy_process_group()
 
 
