@@ -38,46 +38,30 @@ def build(
     return kind(groups, **settings, **dump(params))
 
 
-class AdamW(schedulefree.AdamWScheduleFree):
+class Keeping(torch.optim.Optimizer):
+    """Comes before an optimizer of the library, whose switch to the averages and back is not exact by itself."""
+
+    def eval(self) -> None:
+        """Put the averages in the place of the weights, and keep these."""
+        keep(self)
+        super().eval()  # pyright: ignore[reportAttributeAccessIssue] - of the library's class, which comes after
+
+    def train(self) -> None:
+        """Put the weights back."""
+        super().train()  # pyright: ignore[reportAttributeAccessIssue] - as above
+        restore(self)
+
+
+class AdamW(Keeping, schedulefree.AdamWScheduleFree):
     """Schedule-free AdamW."""
 
-    def eval(self) -> None:
-        """Put the averages in the place of the weights, and keep these."""
-        keep(self)
-        super().eval()
 
-    def train(self) -> None:
-        """Put the weights back."""
-        super().train()
-        restore(self)
-
-
-class RAdam(schedulefree.RAdamScheduleFree):
+class RAdam(Keeping, schedulefree.RAdamScheduleFree):
     """Schedule-free RAdam."""
 
-    def eval(self) -> None:
-        """Put the averages in the place of the weights, and keep these."""
-        keep(self)
-        super().eval()
 
-    def train(self) -> None:
-        """Put the weights back."""
-        super().train()
-        restore(self)
-
-
-class Sgd(schedulefree.SGDScheduleFree):
+class Sgd(Keeping, schedulefree.SGDScheduleFree):
     """Schedule-free SGD."""
-
-    def eval(self) -> None:
-        """Put the averages in the place of the weights, and keep these."""
-        keep(self)
-        super().eval()
-
-    def train(self) -> None:
-        """Put the weights back."""
-        super().train()
-        restore(self)
 
 
 def keep(optimizer: torch.optim.Optimizer) -> None:

@@ -1,10 +1,11 @@
 """One step by several processes, each with a copy of the model.
 
-The loss of a process is its part of the step's sum, divided by the supervised tokens of all; so gradients are summed
-over processes, not averaged, and how many tokens each has makes no difference.
+The loss of a process is its part of the step's sum, divided by the supervised tokens of all. So gradients must be
+summed over processes, not averaged as DDP does, and how many tokens each has makes no difference.
 """
 
-# No postponed annotations here: DDP looks at those of its hook.
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -65,7 +66,6 @@ class DdpStrategy(SingleStrategy):
         self._replica = DistributedDataParallel(
             Computation(model), find_unused_parameters=bool(self._training.ddp_find_unused_parameters)
         )
-        self._replica.register_comm_hook(None, _sum)
         torch.manual_seed(self._training.seed + self._world.rank)  # dropout differs between processes
         return prepared
 
@@ -80,6 +80,10 @@ class DdpStrategy(SingleStrategy):
         """Return what a function of the model returns, so that its backward pass exchanges gradients."""
         assert self._replica is not None  # noqa: S101 - a dry run computes nothing
         return self._replica(function, *arguments) if torch.is_grad_enabled() else function(*arguments)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of the loss to the sum over processes, which DDP divides by their number."""
+        super().backward(loss * self._world.size)
 
     def backward_context(self, *, last: bool) -> AbstractContextManager[Any]:
         """Return a context in which gradients stay here, but for the last micro-batch."""
@@ -120,10 +124,3 @@ class DdpStrategy(SingleStrategy):
         # Others fail as soon as this process leaves: one that fails says so first, and its end lets them go.
         if distributed.is_initialized() and sys.exc_info()[0] is None:
             distributed.destroy_process_group()
-
-
-def _sum(state: None, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """Add up the gradients of a bucket over all processes (a hook of DDP, whose own divides by their number)."""
-    work = distributed.all_reduce(bucket.buffer(), async_op=True)
-    assert work is not None  # noqa: S101 - it is there in every member of the group
-    return work.get_future().then(lambda future: future.value()[0])

@@ -56,54 +56,73 @@ def estimate(
         notes: What else is known about the first step.
     """
     training = session.run.config.training
-    parameters = list(skeleton.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    packed, state = elements(skeleton), state_of(session, skeleton)
-    weights = bytes_of([*parameters, *skeleton.buffers()]) + constants_bytes(skeleton)
-    files = written(session, weights)
-    world = session.run.world
-    examples = _largest(session.examples["train"], training, world)
-
-    def simulated(settings: TrainingParams) -> Usage | str:
-        batch = session.collators["train"](_largest(session.examples["train"], settings, world))
-        return simulate(skeleton, batch, settings, params, asked)
-
-    def stepping(usage: Usage | str) -> int:
-        most = max(usage.forward, usage.backward) if isinstance(usage, Usage) else bytes_of(trained)
-        return state.bytes + most
-
-    def peak_with(settings: TrainingParams) -> int | None:
-        usage = simulated(settings)
-        keeps = keeps_freed and not settings.enable_gradient_checkpointing
-        step, saving = stepping(usage), _saving(settings, files, state.saved_bytes) + state.saved_bytes
-        return weights + max(step + round(KEPT * keeps * step), saving) if isinstance(usage, Usage) else None
-
-    usage, keeps_freed = simulated(training), getattr(session.strategy, "keeps_freed_memory", False)
-    kept = round(KEPT * stepping(usage)) if keeps_freed else 0
-    peak = weights + max(stepping(usage) + kept, _saving(training, files, state.saved_bytes) + state.saved_bytes)
-    gradients, passes = _gradients(trained, params), _passes(usage, sum(len(one["input_ids"]) for one in examples))
+    needs = _Needs(session, skeleton, params, asked)
+    usage = needs.usage(training)
+    kept, peak = needs.kept(usage, training), needs.peak(usage, training)
+    examples = _largest(session.examples["train"], training, session.run.world)
+    gradients = _gradients(needs.trained, params)
+    passes = _passes(usage, sum(len(one["input_ids"]) for one in examples))
     device, free = free_memory()
     if free is not None and peak > free:
-        held = {"weights": weights, "gradients": gradients.bytes or 0, "optimizer state": state.bytes}
+        held = {"weights": needs.weights, "gradients": gradients.bytes or 0, "optimizer state": needs.state.bytes}
         held["activations and logits"] = sum(amount.bytes or 0 for amount in passes)
-        notes = [*notes, *advice(held, training, peak_with, free)]
+        notes = [*notes, *advice(held, training, needs.peak_with, free)]
+    packed, parameters = elements(skeleton), list(skeleton.parameters())
     return Estimate(
         parameters=sum(packed.get(id(parameter), parameter.numel()) for parameter in parameters),
-        trained=sum(parameter.numel() for parameter in trained),
+        trained=sum(parameter.numel() for parameter in needs.trained),
         device=device,
         memory=(
-            Amount(what="weights", bytes=weights, how="every parameter once"),
+            Amount(what="weights", bytes=needs.weights, how="every parameter once"),
             gradients,
-            Amount(what="optimizer state", bytes=state.known, how="as a step without numbers leaves it"),
+            Amount(what="optimizer state", bytes=needs.state.known, how="as a step without numbers leaves it"),
             *passes,
             *([Amount(what="allocator", bytes=kept, how="freed memory that is kept for speed")] if kept else []),
         ),
         peak_bytes=peak,
         free_bytes=free,
-        disk=tuple(_disk(session, files, state.saved_bytes, params.save_total_limit)),
+        disk=tuple(_disk(session, needs.files, needs.state.saved_bytes, params.save_total_limit)),
         free_disk_bytes=shutil.disk_usage(_nearest(session.run.output_dir)).free,
         notes=tuple(notes),
     )
+
+
+class _Needs:
+    """What a run needs whatever its settings, and what it needs with some of them."""
+
+    def __init__(self, session: Session, skeleton: nn.Module, params: SftParams, asked: Forward) -> None:
+        self._session, self._skeleton, self._params, self._asked = session, skeleton, params, asked
+        parameters = list(skeleton.parameters())
+        self.trained = [parameter for parameter in parameters if parameter.requires_grad]
+        self.state = state_of(session, skeleton)
+        self.weights = bytes_of([*parameters, *skeleton.buffers()]) + constants_bytes(skeleton)
+        self.files = written(session, self.weights)
+        self._keeps_freed: bool = getattr(session.strategy, "keeps_freed_memory", False)
+
+    def usage(self, settings: TrainingParams) -> Usage | str:
+        """Return what the largest micro-batch needs, or why that is not known."""
+        session = self._session
+        batch = session.collators["train"](_largest(session.examples["train"], settings, session.run.world))
+        return simulate(self._skeleton, batch, settings, self._params, self._asked)
+
+    def kept(self, usage: Usage | str, settings: TrainingParams) -> int:
+        """Return the bytes that are held beside what a step needs."""
+        keeps = self._keeps_freed and not settings.enable_gradient_checkpointing
+        return round(KEPT * self._stepping(usage)) if keeps else 0
+
+    def peak(self, usage: Usage | str, settings: TrainingParams) -> int:
+        """Return the most at one time: in a step, or while a checkpoint is written."""
+        saving = _saving(settings, self.files, self.state.saved_bytes) + self.state.saved_bytes
+        return self.weights + max(self._stepping(usage) + self.kept(usage, settings), saving)
+
+    def peak_with(self, settings: TrainingParams) -> int | None:
+        """Return the peak with other settings; None where it is not known."""
+        usage = self.usage(settings)
+        return self.peak(usage, settings) if isinstance(usage, Usage) else None
+
+    def _stepping(self, usage: Usage | str) -> int:
+        most = max(usage.forward, usage.backward) if isinstance(usage, Usage) else bytes_of(self.trained)
+        return self.state.bytes + most
 
 
 def _gradients(trained: Sequence[torch.Tensor], params: SftParams) -> Amount:
