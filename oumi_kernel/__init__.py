@@ -16,6 +16,7 @@ from oumi_kernel.errors import (
     OutOfMemoryError,
     PluginError,
     Problem,
+    ProcessError,
     StopRequested,
 )
 from oumi_kernel.schema import ConfigEnum, Params, dump
@@ -35,6 +36,7 @@ __all__ = [
     "Params",
     "PluginError",
     "Problem",
+    "ProcessError",
     "StopRequested",
     "dump",
     "hookimpl",

@@ -209,8 +209,8 @@ class Strategy(Protocol):
         """
         ...
 
-    def reduce_sum(self, values: Any) -> Any:
-        """Return the sum of a tensor over all processes."""
+    def reduce_sum(self, values: Any, what: str = "a sum") -> Any:
+        """Return the sum of a tensor over all processes; `what` it is, for an error where one of them does not come."""
         ...
 
     def full_state(self, model: Any) -> Mapping[str, Any] | None:

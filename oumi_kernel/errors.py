@@ -115,6 +115,12 @@ class PluginError(OumiError):
     exit_code = 7
 
 
+class ProcessError(OumiError):
+    """Another process of the run did not come, ended, or did not answer in time."""
+
+    exit_code = 8
+
+
 class StopRequested(OumiError):
     """The run was asked to stop, and lost nothing: a complete checkpoint was written, or nothing was trained yet."""
 

@@ -118,12 +118,22 @@ def test_two_processes_give_the_result_of_one_and_prepare_each_row_once(tmp_path
     assert sum(int(line.split(" s: ")[1].split()[0]) for line in lines) == 61 + 5
 
 
+def test_an_adapter_is_the_same_where_one_of_two_processes_has_no_example(tmp_path: Path, start: Start) -> None:
+    flags = ("--data.train.datasets[0].sample_count=1", "--training.use_peft", "--training.save_steps=0")
+    ended(start("two", "--nproc", "2", *flags, *batches(1)))
+    ended(start("one", *flags, *batches(2)))
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("two", "one"))
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_a_process_that_a_launcher_half_describes_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "2")
     assert "RANK" in ended(start("out"), expected=2)
     monkeypatch.setenv("RANK", "1")
-    assert "MASTER_ADDR is not" in ended(start("out"), expected=2)
+    assert "MASTER_PORT is not" in ended(start("out"), expected=2)
 
 
 def test_the_first_failure_is_the_last_thing_said_and_its_exit_code_is_that_of_the_run(

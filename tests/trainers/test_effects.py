@@ -179,7 +179,7 @@ TRAINING: dict[str, list[Case]] = {
         Changed("3", ("loaders",), (WORKERS,)),
         Warned("3", "no effect while training.dataloader_num_workers is 0"),
     ],
-    "dataloader_main_process_only": [Warned("true", ONE_PROCESS)],
+    "dataloader_main_process_only": [Warned("true", "each process reads its own share")],
     "ddp_find_unused_parameters": [Warned("true", ONE_PROCESS)],
     "nccl_default_timeout_minutes": [Warned("10", ONE_PROCESS)],
     "include_performance_metrics": [Warned("true", "tokens and tokens per second are always logged")],

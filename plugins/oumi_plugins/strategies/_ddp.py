@@ -6,25 +6,21 @@ summed over processes, not averaged as DDP does, and how many tokens each has ma
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from oumi_kernel import ConfigError, Problem
 from oumi_kernel.contracts import Prepared, Run
 from oumi_kernel.launch import is_worker
+from oumi_plugins.strategies._group import Group
 from oumi_plugins.strategies._single import SingleStrategy
-
-TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others in one exchange."""
 
 
 class Computation(nn.Module):
@@ -47,6 +43,7 @@ class DdpStrategy(SingleStrategy):
         self._world = run.world
         if self.device.type == "cuda":
             self.device = torch.device("cuda", run.world.local_rank)
+        self._group = Group(run.world, self.device, self._training.nccl_default_timeout_minutes)
         self._replica: DistributedDataParallel | None = None
 
     def setup(self) -> None:
@@ -60,21 +57,16 @@ class DdpStrategy(SingleStrategy):
         prepared = super().prepare(model, build)
         if not is_worker():  # a dry run: there is nobody to meet
             return prepared
-        if "MASTER_ADDR" not in os.environ:
-            raise ConfigError("WORLD_SIZE is set and MASTER_ADDR is not: start the processes with oumi run --nproc N.")
-        self._meet()
+        self._group.meet()
         self._replica = DistributedDataParallel(
-            Computation(model), find_unused_parameters=bool(self._training.ddp_find_unused_parameters)
+            Computation(model),
+            find_unused_parameters=bool(self._training.ddp_find_unused_parameters),
+            bucket_cap_mb=self._training.trainer_kwargs.get("ddp_bucket_cap_mb"),
+            broadcast_buffers=False,  # every process has made the same ones
+            gradient_as_bucket_view=True,
         )
         torch.manual_seed(self._training.seed + self._world.rank)  # dropout differs between processes
         return prepared
-
-    def _meet(self) -> None:
-        """Join the process group. Processes that were started anew must not find the addresses of those before."""
-        store, rank, size = next(distributed.rendezvous("env://", timeout=TIMEOUT))
-        attempt = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=TIMEOUT)
 
     def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what a function of the model returns, so that its backward pass exchanges gradients."""
@@ -83,7 +75,8 @@ class DdpStrategy(SingleStrategy):
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of the loss to the sum over processes, which DDP divides by their number."""
-        super().backward(loss * self._world.size)
+        with self._group.exchange("the gradients"):
+            super().backward(loss * self._world.size)
 
     def backward_context(self, *, last: bool) -> AbstractContextManager[Any]:
         """Return a context in which gradients stay here, but for the last micro-batch."""
@@ -101,13 +94,9 @@ class DdpStrategy(SingleStrategy):
         hint = "Leave it out, or train in one process."
         raise ConfigError(Problem(code="not-served", path=path, message=message, hint=hint))
 
-    def reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+    def reduce_sum(self, values: torch.Tensor, what: str = "a sum") -> torch.Tensor:
         """Return the sum over all processes."""
-        if self._replica is None:
-            return values
-        total = values.clone()
-        distributed.all_reduce(total)
-        return total
+        return values if self._replica is None else self._group.sum(values, what)
 
     def full_state(self, model: Any) -> Mapping[str, Any] | None:
         """Return the model's weights on the first process."""
@@ -122,5 +111,5 @@ class DdpStrategy(SingleStrategy):
         """Leave the other processes."""
         super().close()
         # Others fail as soon as this process leaves: one that fails says so first, and its end lets them go.
-        if distributed.is_initialized() and sys.exc_info()[0] is None:
-            distributed.destroy_process_group()
+        if sys.exc_info()[0] is None:
+            self._group.leave()

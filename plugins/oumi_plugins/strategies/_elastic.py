@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from oumi_kernel import StopRequested
+from oumi_kernel import ProcessError, StopRequested
 from oumi_kernel.launch import BEGAN, LAUNCH, STOP, Failure, Processes, first_failure
 
 GRACE = 10
@@ -46,7 +46,7 @@ def launch(command: Sequence[str], processes: Processes) -> int:
                 sys.stderr.write(failure.text)
                 return failure.exit_code
         except ChildFailedError as error:
-            failure = first_failure(folder) or _silent(error)
+            failure = _first(folder, error)
             sys.stderr.write(failure.text)
             return failure.exit_code
         finally:
@@ -79,6 +79,14 @@ def _forward(number: int, folder: Path) -> None:
             os.kill(int(file.read_text()), number)
         except (ProcessLookupError, ValueError):  # it ended, or is writing its number and looks at STOP next
             continue
+
+
+def _first(folder: Path, error: ChildFailedError) -> Failure:
+    """Return the failure that led to the others: a process that was killed says nothing, those that miss it do."""
+    said = first_failure(folder)
+    if said is None or (said.exit_code == ProcessError.exit_code and error.get_first_failure()[1].exitcode < 0):
+        return _silent(error)
+    return said
 
 
 def _silent(error: ChildFailedError) -> Failure:

@@ -144,7 +144,7 @@ class SingleStrategy:
         self.keeps_freed_memory = keep and is_glibc()
         keep_freed_memory() if keep else give_freed_memory_back()
 
-    def reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+    def reduce_sum(self, values: torch.Tensor, what: str = "a sum") -> torch.Tensor:
         """Return the values: they are the sum already."""
         return values
 

@@ -11,6 +11,11 @@ from oumi_kernel.contracts import Run, Strategy
 class Single(Component):
     """Trains in this process, on the GPU if there is one, else on the CPU."""
 
+    without_effect = {
+        "training.ddp_find_unused_parameters": "there is one process.",
+        "training.nccl_default_timeout_minutes": "there is one process.",
+    }
+
     @hookimpl
     def oumi_build_strategy(self, params: Any, run: Run) -> Strategy:
         """Return the strategy."""

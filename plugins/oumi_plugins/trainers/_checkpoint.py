@@ -218,7 +218,7 @@ class Checkpoints:
 
     def _wait(self) -> None:
         """Wait until all processes are here."""
-        self._session.strategy.reduce_sum(torch.zeros(1))
+        self._session.strategy.reduce_sum(torch.zeros(1), "whose turn it is at a checkpoint")
 
     def _chosen(self) -> Path | None:
         training, began = self._session.run.config.training, restarted_after()

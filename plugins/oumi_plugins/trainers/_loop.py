@@ -132,7 +132,7 @@ class Loop:
         self.model.train()
         if self.asked:
             return None
-        total, tokens = self.strategy.reduce_sum(sums).tolist()
+        total, tokens = self.strategy.reduce_sum(sums, "the losses of an evaluation").tolist()
         figures = {"eval_loss": total / tokens}
         for metric in metrics:
             figures |= {f"eval_{name}": float(value) for name, value in metric.compute().items()}
@@ -169,12 +169,13 @@ class Loop:
 
     def _is_asked(self) -> bool:
         """Return whether any process was asked to stop, the same answer in all of them."""
-        self.asked = any(self.strategy.reduce_sum(torch.tensor([int(self.session.stop.requested)])).tolist())
+        mine = torch.tensor([int(self.session.stop.requested)])
+        self.asked = any(self.strategy.reduce_sum(mine, "whether to stop").tolist())
         return self.asked
 
     def _step(self, window: list[Batch]) -> None:
         mine = [sum(supervised for _, supervised in window), sum(batch["tokens"] for batch, _ in window)]
-        total, tokens = self.strategy.reduce_sum(torch.tensor(mine)).tolist()
+        total, tokens = self.strategy.reduce_sum(torch.tensor(mine), "the counts of a step").tolist()
         before, self.loss_sum = self.loss_sum, torch.zeros_like(self.loss_sum)
         for index, (batch, _) in enumerate(window):
             placed = self.strategy.place(batch)
@@ -184,7 +185,7 @@ class Loop:
                 self.strategy.backward(loss / total)
             self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
         self.rate = self.session.prepared.scheduler.get_last_lr()[0]
-        self.loss_sum = self.strategy.reduce_sum(self.loss_sum)
+        self.loss_sum = self.strategy.reduce_sum(self.loss_sum, "the loss of a step")
         progress = self.progress
         progress.tokens += tokens
         progress.loss_count += total

@@ -25,12 +25,12 @@ def gathered(seen: Seen, session: Session) -> Seen:
         return seen
     counts = torch.zeros(world.size, dtype=torch.int64)
     counts[world.rank] = len(seen.labels)
-    counts = reduce_sum(counts).tolist()
+    counts = reduce_sum(counts, "the sizes of an evaluation's batches").tolist()
     first = sum(counts[: world.rank])
 
     def everywhere(mine: torch.Tensor) -> Any:
         whole = mine.new_zeros(sum(counts))
         whole[first : first + len(mine)] = mine
-        return reduce_sum(whole)
+        return reduce_sum(whole, "what the metrics see")
 
     return Seen(everywhere(seen.losses), everywhere(seen.predictions), everywhere(seen.labels))

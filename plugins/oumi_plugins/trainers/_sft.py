@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import nn
 
-from oumi_kernel import ConfigError, DataError, Problem
+from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config import TrainTarget
 from oumi_kernel.contracts import Plan, Row, Run, Session, Summary
 from oumi_kernel.plugins.slots import filled_splits
@@ -71,11 +71,6 @@ class SftTrainer:
         training = self._run.config.training
         count = len(examples["train"])
         together = training.per_device_train_batch_size * self._run.world.size
-        if 0 < count % together < self._run.world.size:
-            raise DataError(
-                f"the last step of an epoch has {count % together} examples of {count} for {self._run.world.size} "
-                "processes. Change training.per_device_train_batch_size or the number of rows or processes."
-            )
         per_epoch = math.ceil(math.ceil(count / together) / training.gradient_accumulation_steps)
         by_epochs = math.ceil(round(per_epoch * training.num_train_epochs, 6))  # 0.55 * 100 is more than 55
         return Plan(

@@ -48,6 +48,9 @@ class SftParams(Params):
     compile_scope: Literal["model", "layers"] = "model"
     """What `training.compile` compiles: the whole model, or each layer, of which one is compiled and serves all."""
 
+    ddp_bucket_cap_mb: PositiveInt | None = None
+    """Megabytes of gradients that several processes exchange at once. Null: 25, torch's own."""
+
     def check(self) -> Iterator[tuple[str, str]]:
         """Refuse a limit of what never happens."""
         if self.max_skipped_steps is not None and self.on_nonfinite != "skip":
@@ -74,9 +77,7 @@ class Sft(Component):
     without_effect = {
         "training.include_performance_metrics": "tokens and tokens per second are always logged.",
         "data.*.datasets[].shuffle_buffer_size": "datasets are shuffled whole.",
-        "training.ddp_find_unused_parameters": "there is one process.",
-        "training.nccl_default_timeout_minutes": "there is one process.",
-        "training.dataloader_main_process_only": "there is one process.",
+        "training.dataloader_main_process_only": "each process reads its own share.",
     }
 
     @hookimpl
