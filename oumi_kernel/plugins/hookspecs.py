@@ -184,7 +184,7 @@ class Events:
 
     @hookspec
     def oumi_checkpoint_saved(self, run: Run, step: int, directory: Path) -> None:
-        """A complete checkpoint stands in `directory`."""
+        """A complete checkpoint stands in `directory`; told in the first process."""
 
     @hookspec
     def oumi_train_end(self, run: Run, summary: Summary) -> None:

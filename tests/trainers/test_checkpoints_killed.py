@@ -119,16 +119,18 @@ def test_killed_at_twenty_moments_of_a_save_it_goes_on_from_the_newest_complete_
     tmp_path: Path, install
 ) -> None:
     install("oumi-started", "1.0", {"oumi.plugins": {"started": "started:Started"}}, started=TRACKER)
-    loaded, folder = configuration(tmp_path), tmp_path / "run"
+    folder = tmp_path / "run"
     straight = configuration(tmp_path, output_dir=str(tmp_path / "straight"))
     began = time.monotonic()
     assert ended(forked(lambda: run_training(straight, resolve(straight, scan())))) == 0
     whole = time.monotonic() - began
     chance, seen = random.Random(5), set()
-    for _ in range(20):
+    for moment in range(20):
+        kwargs = {"save_total_limit": 2, "async_save": bool(moment % 2)}
+        loaded = configuration(tmp_path, trainer_kwargs=kwargs)
         before = complete(folder)
         (folder / "started").unlink(missing_ok=True)
-        process = forked(lambda: run_training(loaded, resolve(loaded, scan())))
+        process = forked(lambda loaded=loaded: run_training(loaded, resolve(loaded, scan())))
         writing = folder / f".tmp-checkpoint-{max(before, default=0) + 1}"
         deadline = time.monotonic() + 60
         while not ((folder / "started").exists() and writing.exists()) and time.monotonic() < deadline:
@@ -143,6 +145,7 @@ def test_killed_at_twenty_moments_of_a_save_it_goes_on_from_the_newest_complete_
         seen |= {path.name for path in folder.glob(".*-checkpoint-*")}
     assert len(complete(folder)) == 2
     assert seen  # some were killed within a save
+    loaded = configuration(tmp_path)
     assert ended(forked(lambda: run_training(loaded, resolve(loaded, scan())))) == 0
     assert complete(folder) == [STEPS - 1, STEPS]
     assert not list(folder.glob(".*-checkpoint-*"))

@@ -6,8 +6,10 @@ The tables below hold an entry for each field of the structs, which is a test it
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from oumi_kernel.config import DatasetParams, DatasetSplitParams, ModelParams, T
 from oumi_kernel.loading import load_text, split_overrides, to_yaml
 from oumi_kernel.plugins import resolve, scan
 from oumi_kernel.run import run_training
+from oumi_plugins.trainers._manifest import incompleteness
 from oumi_plugins.trainers.sft import SftParams
 from tests.conftest import QUICKSTART
 
@@ -207,6 +210,8 @@ TRAINER: dict[str, list[Case]] = {
         Changed("true", ("weights",), (*BEST,)),
     ],
     "save_total_limit": [Changed("1", ("files",), ("--training.save_steps=1",))],
+    "ddp_bucket_cap_mb": [Warned("1", ONE_PROCESS)],
+    "async_save": [],
     "compile_scope": [Warned("layers", "no effect while training.compile is false")],
     "on_nonfinite": [Refused("skip", "at step 5, .* one more than .*max_skipped_steps .3. allows", EXPLODES)],
     "max_skipped_steps": [
@@ -309,6 +314,7 @@ ELSEWHERE = {  # keys whose effect has a test of its own below
     "compile": "test_compiling_compiles",
     "try_resume_from_last_checkpoint": "test_the_newest_checkpoint_is_gone_on_from_if_asked_for",
     "datasets": "test_a_second_dataset_is_trained_on",
+    "async_save": "test_a_checkpoint_is_completed_by_another_thread_if_asked_for",
 }
 
 
@@ -469,6 +475,23 @@ def test_the_same_run_twice_shows_the_same(runner: Runner) -> None:
     first = runner.run()
     again = runner.run(output=runner.folder / "again")
     assert not [name for name in Seen.__struct_fields__ if differs(getattr(first, name), getattr(again, name))]
+
+
+def test_a_checkpoint_is_completed_by_another_thread_if_asked_for(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed: list[tuple[str, str]] = []
+    original = os.rename
+    note = lambda old, new: renamed.append((threading.current_thread().name, Path(new).name))  # noqa: E731
+    monkeypatch.setattr(os, "rename", lambda old, new: (note(old, new), original(old, new))[1])
+    flags = ("--training.save_steps=1", "--training.max_steps=2")
+    aside = runner.run(*flags, "--training.trainer_kwargs.async_save=true", output=tmp_path / "aside")
+    assert [new for thread, new in renamed if thread.startswith("checkpoint")] == ["checkpoint-1", "checkpoint-2"]
+    renamed.clear()
+    assert runner.run(*flags, output=tmp_path / "here").files == aside.files
+    assert not [new for thread, new in renamed if thread.startswith("checkpoint")]
+    for step in (1, 2):
+        assert not incompleteness(tmp_path / f"aside/checkpoint-{step}")
 
 
 def test_a_second_dataset_is_trained_on(runner: Runner) -> None:

@@ -64,8 +64,7 @@ class Progress(Component):
     @hookimpl
     def oumi_checkpoint_saved(self, run: Run, step: int, directory: Path) -> None:
         """Say where a checkpoint is."""
-        if run.world.is_main:
-            self._say(f"step {step}  saved {directory}")
+        self._say(f"step {step}  saved {directory}")
 
     @hookimpl
     def oumi_train_end(self, run: Run, summary: Summary) -> None:

@@ -18,21 +18,18 @@ from oumi_kernel.disk import cannot_write, require_space
 from oumi_kernel.launch import restarted_after
 from oumi_kernel.rehearsal import ChecksState
 from oumi_plugins.trainers._averages import averaged, use_averages, use_trained
+from oumi_plugins.trainers._completion import Completion
 from oumi_plugins.trainers._manifest import (
-    MANIFEST,
     STATE,
     checkpoints_in,
     incompleteness,
     last_written_first,
-    put,
-    remove,
-    seal,
     tidy,
     written_at,
 )
 from oumi_plugins.trainers._optimizer_state import tensors_in
 from oumi_plugins.trainers._random_state import load_random_state, save_random_state
-from oumi_plugins.trainers._retention import Best, Retention, better, expendable
+from oumi_plugins.trainers._retention import Best, Retention, better
 from oumi_plugins.trainers._settings import Setting, check_settings, settings_of
 
 _log = logging.getLogger("oumi_plugins.trainers.checkpoint")
@@ -78,7 +75,8 @@ class Checkpoints:
     def __init__(self, session: Session, retention: Retention) -> None:
         self._session, self._retention = session, retention
         self._folder = session.run.output_dir
-        self._size = 0
+        announce = lambda step, folder: session.kernel.checkpoint_saved(session.run, step, folder)  # noqa: E731
+        self._completion = Completion(self._folder, retention.limit, announce, beside=retention.asynchronous)
         follows = hasattr(session.prepared.scheduler, "observe")
         self._settings = settings_of(session.run.config, session.plan, follows_evaluation=follows)
         self.saved: dict[int, Path] = {}
@@ -97,7 +95,8 @@ class Checkpoints:
         beside, is_main = self._folder / f".tmp-{target.name}", session.run.world.is_main
         progress.best = better(progress.best, progress.step, eval_loss)
         progress.settings = self._settings
-        needed = self._size or _bytes_of(session)
+        self._completion.look(wait=True)
+        needed = self._completion.size or _bytes_of(session)
         if is_main:
             shutil.rmtree(beside, ignore_errors=True)
             require_space(target, needed)
@@ -107,18 +106,25 @@ class Checkpoints:
             self._wait()
             self._write(beside, progress)
             self._wait()
-            if is_main:
-                self._size = seal(beside)
-                put(beside, target)
         except (OSError, SafetensorError, CheckpointError) as error:
             if is_main:
                 tidy(self._folder)
             raise cannot_write(target, needed, error) from error
+        if is_main:
+            self._completion.begin(progress.step, beside, progress.best.step if progress.best else None, needed)
         self._wait()
         self.saved = {progress.step: target}
-        if is_main:
-            self._prune(progress)
         return target
+
+    def look(self, *, wait: bool = False) -> None:
+        """Learn of a checkpoint that was completed meanwhile; `wait` for it, in all processes.
+
+        Raises:
+            CheckpointError: It could not be completed; older ones are left as they are.
+        """
+        self._completion.look(wait=wait)
+        if wait:
+            self._wait()
 
     def resume(self, order: Mapping[str, int | str]) -> Progress | None:
         """Restore the checkpoint that the configuration names, or the newest one if it says so; else None.
@@ -259,15 +265,6 @@ class Checkpoints:
             self._folder,
         )
         return None
-
-    def _prune(self, progress: Progress) -> None:
-        complete = {at: folder for at, folder in checkpoints_in(self._folder) if (folder / MANIFEST).exists()}
-        best = progress.best.step if progress.best else None
-        for step in expendable(list(complete), progress.step, best, self._retention.limit):
-            try:
-                remove(complete[step])
-            except OSError as error:
-                _log.warning("%s cannot be deleted: %s", complete[step], error)
 
 
 def _where(step: int, total: int) -> str:

@@ -89,6 +89,7 @@ class Loop:
             if self._evaluates() and self.progress.evaluated_at != self.progress.step:
                 self._evaluate()
             self._end_if_asked()
+            self.checkpoints.look(wait=True)
             self.checkpoints.load_best(self.progress.best)
         return Summary(steps=self.progress.step, figures=self.figures)
 
@@ -165,6 +166,7 @@ class Loop:
         if step == self.started_at:
             raise StopRequested(f"asked to stop at step {step}: nothing was trained since it began, nothing is lost.")
         folder = self.checkpoints.saved.get(step) or self._save()
+        self.checkpoints.look(wait=True)
         raise StopRequested(f"asked to stop at step {step}; {folder} is complete.")
 
     def _is_asked(self) -> bool:
@@ -208,6 +210,7 @@ class Loop:
             progress.examples = 0
         self.session.kernel.step_end(self.session.run, self._record(epoch, epoch_ends=epoch_ends))
         self.guard.raise_failure()
+        self.checkpoints.look()
         step = progress.step
         if training.empty_device_cache_steps and step % training.empty_device_cache_steps == 0:
             torch.cuda.empty_cache()
@@ -287,7 +290,6 @@ class Loop:
         self.progress.loss_sum = float(self.loss_sum)
         evaluated = self.progress.evaluated_at == self.progress.step
         folder = self.checkpoints.save(self.progress, self.figures["eval_loss"] if evaluated else None)
-        self.session.kernel.checkpoint_saved(self.session.run, self.progress.step, folder)
         self.clock += time.perf_counter() - started
         return folder
 

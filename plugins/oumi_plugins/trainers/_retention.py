@@ -11,16 +11,18 @@ from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config import Moments, TrainingConfig, TrainingParams
 
 
-class Retention(msgspec.Struct, frozen=True):
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
     """What a configuration says about it.
 
     Attributes:
         limit: How many to keep; None keeps all.
         load_best: Whether the weights of the best one are the result of the run.
+        asynchronous: Whether training goes on while one is sealed.
     """
 
     limit: int | None = None
     load_best: bool = False
+    asynchronous: bool = False
 
 
 class Best(msgspec.Struct, frozen=True):

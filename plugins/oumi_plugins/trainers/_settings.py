@@ -41,7 +41,7 @@ WITHOUT_EFFECT = set(
 OF_EVALUATION = {"eval_strategy", "eval_steps"}
 """What does change it where the learning rate follows the evaluation loss."""
 
-_WITHOUT_EFFECT = {"save_total_limit", "load_best_model_at_end"} | {
+_WITHOUT_EFFECT = {"save_total_limit", "load_best_model_at_end", "async_save", "ddp_bucket_cap_mb"} | {
     "gradient_checkpointing_mode",
     "gradient_checkpointing_every",
     "activation_offload",

@@ -43,11 +43,15 @@ class SftTrainer:
 
     def __init__(self, params: SftParams, tokenizer: Any, run: Run) -> None:
         self._params, self._tokenizer, self._run = params, tokenizer, run
-        self._retention = Retention(params.save_total_limit, params.load_best_model_at_end)
+        self._retention = Retention(
+            limit=params.save_total_limit, load_best=params.load_best_model_at_end, asynchronous=params.async_save
+        )
         check_load_best(run.config, self._retention)
         check_savings(run.config.training, params)
         if params.compile_scope != "model" and not run.config.training.compile:
             _log.warning("training.trainer_kwargs.compile_scope: no effect while training.compile is false.")
+        if params.ddp_bucket_cap_mb and run.world.size == 1:
+            _log.warning("training.trainer_kwargs.ddp_bucket_cap_mb: no effect: there is one process.")
         ignore = run.config.training.label_ignore_index
         self._ignore = IGNORE if ignore is None else ignore
 

@@ -27,6 +27,9 @@ class SftParams(Params):
     load_best_model_at_end: bool = False
     """Whether the final model is that of the checkpoint with the lowest evaluation loss, not the last one."""
 
+    async_save: bool = False
+    """Whether training goes on while a checkpoint's files are checked and the disk is waited for."""
+
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does: stop ends the run before the step, skip goes on without it."""
 
