@@ -190,7 +190,7 @@ def test_a_checkpoint_that_a_kill_left_under_another_name_is_found_where_the_run
     assert main(["run", "train.yaml", *flags]) == 0
     (output / "checkpoint-1").rename(output / ".old-checkpoint-1")  # killed before its successor came
     (output / ".tmp-checkpoint-1").mkdir()
-    left, flags = sorted(output.iterdir()), (*flags, wanted.format(output / "checkpoint-1"))
+    left, flags = sorted(output.iterdir()), (*flags, "--training." + wanted.format(output / "checkpoint-1"))
     capsys.readouterr()
     assert main(["run", "train.yaml", "--dry-run", *flags, "--training.max_steps=2"]) == 0
     assert "goes on from output/checkpoint-1, step 1 of 2." in capsys.readouterr().out.replace(f"{folder}/", "")
