@@ -179,6 +179,28 @@ def test_a_checkpoint_of_another_order_is_refused_and_a_fitting_one_is_named(
     assert re.search(r"note +goes on from first/checkpoint-1, step 1 of 2\.", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    "wanted", ["--training.try_resume_from_last_checkpoint", "--training.resume_from_checkpoint={}"]
+)
+def test_a_checkpoint_that_a_kill_left_under_another_name_is_found_where_the_run_puts_it_back(
+    folder: Path, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder / "output"
+    flags = ("--training.per_device_train_batch_size=4", "--training.output_dir=output", "--training.save_steps=1")
+    assert main(["run", "train.yaml", *flags]) == 0
+    (output / "checkpoint-1").rename(output / ".old-checkpoint-1")  # killed before its successor came
+    (output / ".tmp-checkpoint-1").mkdir()
+    left, flags = sorted(output.iterdir()), (*flags, "--training." + wanted.format(output / "checkpoint-1"))
+    capsys.readouterr()
+    assert main(["run", "train.yaml", "--dry-run", *flags, "--training.max_steps=2"]) == 0
+    assert "goes on from output/checkpoint-1, step 1 of 2." in capsys.readouterr().out.replace(f"{folder}/", "")
+    dry = main(["run", "train.yaml", "--dry-run", *flags, "--training.data_seed=1"])
+    assert sorted(output.iterdir()) == left
+    assert (dry, main(["run", "train.yaml", *flags, "--training.data_seed=1"])) == (6, 6)
+    assert main(["run", "train.yaml", *flags, "--training.max_steps=2"]) == 0
+    assert sorted(output.glob(".*checkpoint-*")) == []
+
+
 OTHERS = {
     "another optimizer": ("--training.optimizer=adafactor",),
     "other parameters": ('--model.freeze_layers=["embed_tokens"]',),

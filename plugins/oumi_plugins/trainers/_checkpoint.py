@@ -24,6 +24,8 @@ from oumi_plugins.trainers._manifest import (
     checkpoints_in,
     incompleteness,
     last_written_first,
+    name_of,
+    standing_for,
     tidy,
     written_at,
 )
@@ -191,7 +193,7 @@ class Checkpoints:
         else:
             unchecked.append(f"whether the state of optimizer and schedule in {folder} fits: the strategy offers none.")
         load_random_state(folder, session.run.world.rank)
-        return [f"goes on from {folder}, step {progress.step} of {session.plan.total_steps}."], unchecked
+        return [f"goes on from {name_of(folder)}, step {progress.step} of {session.plan.total_steps}."], unchecked
 
     def load_best(self, best: Best | None) -> None:
         """Put into the model what the run leaves: the optimizer's averages, or the weights of the best checkpoint.
@@ -234,6 +236,8 @@ class Checkpoints:
             return own[0]
         if training.resume_from_checkpoint:
             folder = Path(self._session.run.locate(training.resume_from_checkpoint))
+            if folder.parent.resolve() == self._folder.resolve():
+                folder = standing_for(folder)
             problem = incompleteness(folder)
             if problem:
                 raise CheckpointError(

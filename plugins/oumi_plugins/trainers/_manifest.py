@@ -20,13 +20,13 @@ from oumi_kernel.disk import sync
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
-_NAME = re.compile(r"checkpoint-(\d+)\Z")
+_NAME = re.compile(r"\A(?:\.old-)?checkpoint-(\d+)\Z")
 
 
 def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) of everything named like a checkpoint, oldest first."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.match(path.name))]
-    return sorted(found)
+    """Return (step, folder) of everything named like a checkpoint, oldest first, as `tidy` leaves or would leave it."""
+    places = [*folder.glob("checkpoint-*"), *_returning(folder)]
+    return sorted((int(match[1]), path) for path in places if (match := _NAME.search(path.name)))
 
 
 def last_written_first(folder: Path) -> list[Path]:
@@ -98,15 +98,29 @@ def remove(folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
+def name_of(folder: Path) -> Path:
+    """Return the checkpoint that a folder is or comes back as."""
+    return folder.with_name(folder.name.removeprefix(".old-"))
+
+
+def standing_for(target: Path) -> Path:
+    """Return the folder that `tidy` makes `target`, or else `target`: a dry run changes no names."""
+    return next((old for old in _returning(target.parent) if name_of(old) == target), target)
+
+
 def tidy(folder: Path) -> None:
     """Clean up after a process that was killed while it wrote, replaced or deleted a checkpoint."""
-    for old in folder.glob(".old-checkpoint-*"):
-        target = folder / old.name.removeprefix(".old-")
-        if not target.exists() and not incompleteness(old):
-            old.rename(target)  # its successor did not come
+    for old in _returning(folder):
+        old.rename(name_of(old))
     for kind in ("old", "tmp", "gone"):
         for left in folder.glob(f".{kind}-checkpoint-*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _returning(folder: Path) -> list[Path]:
+    """Return the complete checkpoints that stepped aside for a successor that did not come."""
+    aside = folder.glob(".old-checkpoint-*")
+    return [old for old in aside if not name_of(old).exists() and not incompleteness(old)]
 
 
 def _digest(path: Path) -> str:
