@@ -20,6 +20,7 @@ from torch import nn
 from oumi_kernel import CheckpointError, ConfigError, NumericsError, OutOfMemoryError
 from oumi_kernel.merged import Merged
 from oumi_plugins.peft._adapter import quiet
+from oumi_plugins.peft._starts import why_not_here
 
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -103,6 +104,8 @@ def _refuse_unsuitable(model: Any, config: Any, adapter: Path) -> None:
             f"the base {name} is quantised ({getattr(kind, 'value', kind)}); merging into it would round what the "
             "adapter learned away. Needed is the model that it was made from, in 16 or 32 bits: --base MODEL."
         )
+    if why := why_not_here(getattr(config, "init_lora_weights", None)):
+        raise ConfigError(f"{adapter} began by LoftQ, and does so again when it is opened. {why} Merge it on one.")
     if config.is_prompt_learning:
         raise ConfigError(
             f"{adapter} is an adapter of the method {_method(config)}, which learns what stands before a prompt and "
