@@ -95,6 +95,13 @@ def test_a_model_that_is_compiled_is_watched_too() -> None:
         watched.check()
 
 
+def test_steps_in_the_backward_pass_are_no_missing_gradients(train: Train) -> None:
+    """Each gradient is freed as soon as its weight was stepped."""
+    flags = (*LORA, "--training.max_grad_norm=null")
+    run = train(*flags, "--training.trainer_kwargs.optimizer_in_backward=true", name="at once")
+    assert run.figures("loss") == pytest.approx(train(*flags, name="after").figures("loss"), rel=1e-6)
+
+
 def lora(modules: list[str], **fields: Any) -> Any:
     config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=modules, **fields)
     return peft.get_peft_model(AutoModelForCausalLM.from_pretrained(TINY), config)
@@ -204,7 +211,10 @@ def test_all_linear_layers_of_a_mixture_are_those_of_its_experts_too(train: Trai
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--peft.lora_target_modules=[q_proj, gate_proj]",), r"set lora_target_parameters: \[mlp.experts.gate_up_proj,"),
+        (
+            ("--peft.lora_target_modules=[q_proj, gate_proj]",),
+            r"set lora_target_parameters: \[mlp.experts.gate_up_proj,",
+        ),
         (("--peft.lora_target_modules=all-linear", "--peft.lora_init_weights=pissa"), "'pissa' is a start for modules"),
         (("--peft.lora_target_parameters=[experts.down_proj]", "--peft.lora_init_weights=eva"), "'eva' is a start for"),
     ],
