@@ -7,15 +7,17 @@ some files were moved does not open as either.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from oumi_kernel.adapters import base_of
 from oumi_kernel.config.peft import PeftSaveMode
 from oumi_kernel.contracts import Session
 from oumi_kernel.disk import cannot_write, require_space, sync
 from oumi_kernel.errors import CheckpointError
-from oumi_kernel.merging import complete
+from oumi_kernel.merging import base_alone, complete
 
 CONFIGS = ("config.json", "adapter_config.json")
 """Without one of them nothing opens a folder as a model, or as an adapter of one."""
@@ -29,35 +31,65 @@ def save_final_model(session: Session) -> None:
     Raises:
         CheckpointError: It cannot be written; a model that was there before is left as it was.
     """
-    run, model = session.run, session.prepared.model
-    beside = run.output_dir / ".tmp-model"
-    mode = run.config.peft.peft_save_mode if session.kernel.has_adapter else PeftSaveMode.ADAPTER_ONLY
-    written = (p for p in model.parameters() if p.requires_grad or mode is not PeftSaveMode.ADAPTER_ONLY)
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in written)
+    run, model, kernel = session.run, session.prepared.model, session.kernel
+    target, beside = run.output_dir / "the model", run.output_dir / ".tmp-model"
+    mode = run.config.peft.peft_save_mode if kernel.has_adapter else PeftSaveMode.ADAPTER_ONLY
+    own, base = _bytes_needed(session, mode)
     if run.world.is_main:
         shutil.rmtree(beside, ignore_errors=True)
-        require_space(run.output_dir / "the model", needed)
+        require_space(target, own)
     try:
-        beside.mkdir(parents=True, exist_ok=True)
-        state = lambda: session.strategy.full_state(model)  # noqa: E731
-        session.kernel.save_model(model, state, session.tokenizer, beside, run)
+        with _explained(target, own):
+            beside.mkdir(parents=True, exist_ok=True)
+            state = lambda: session.strategy.full_state(model)  # noqa: E731
+            kernel.save_model(model, state, session.tokenizer, beside, run)
         if run.world.is_main:
-            with _adapter_kept(beside, run.output_dir):
-                complete(session.kernel, run, session.tokenizer, beside, mode)
-            _move(beside, run.output_dir)
-    except (OSError, CheckpointError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise cannot_write(run.output_dir / "the model", needed, error) from error
+            with _adapter_kept(beside, run.output_dir, mode):
+                require_space(target, base)
+                with _explained(target, base):
+                    complete(kernel, run, session.tokenizer, beside, mode)
+            with _explained(target, own + base):
+                _move(beside, run.output_dir)
+    finally:
+        if run.world.is_main:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def _bytes_needed(session: Session, mode: PeftSaveMode) -> tuple[int, int]:
+    """Return the bytes of what trained, the whole model or an adapter, and of a base that is read again and saved."""
+    run, parameters = session.run, list(session.prepared.model.parameters())
+    if not session.kernel.has_adapter:
+        return _bytes(parameters), 0
+    adapter = _bytes(parameter for parameter in parameters if parameter.requires_grad)
+    if mode is PeftSaveMode.ADAPTER_ONLY:
+        return adapter, 0
+    loader, alone = base_alone(session.kernel, run, base_of(run), run.config.model.model_revision)
+    base = loader.build_skeleton(session.tokenizer, {}, alone)
+    return adapter, _bytes(base.parameters() if base is not None else parameters)
+
+
+def _bytes(parameters: Iterable[Any]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
 @contextmanager
-def _adapter_kept(beside: Path, target: Path) -> Generator[None]:
+def _explained(target: Path, needed: int) -> Generator[None]:
+    """Say of what cannot be written how much room it needs."""
+    try:
+        yield
+    except (OSError, CheckpointError) as error:
+        raise cannot_write(target, needed, error) from error
+
+
+@contextmanager
+def _adapter_kept(beside: Path, target: Path, mode: PeftSaveMode) -> Generator[None]:
     """Leave the adapter alone where it cannot be saved in the way that was asked for: training is not lost."""
     try:
         yield
     except Exception as error:
-        _move(beside, target)
-        error.add_note(f"The adapter alone was saved: {target}")
+        if mode is not PeftSaveMode.ADAPTER_ONLY:
+            _move(beside, target)
+            error.add_note(f"The adapter alone was saved: {target}")
         raise
 
 
@@ -76,4 +108,3 @@ def _move(beside: Path, target: Path) -> None:
         if left.name not in written:
             left.unlink()
     sync(target)
-    shutil.rmtree(beside)

@@ -14,6 +14,7 @@ from oumi_kernel.errors import PluginError
 from oumi_kernel.loading.describe import expectation
 from oumi_kernel.plugins import FAMILIES, Catalogue, Entry, scan
 from oumi_kernel.plugins.families import normalise
+from oumi_kernel.plugins.slots import switch_of
 
 
 def show(name: str, /) -> None:
@@ -62,9 +63,7 @@ def _whence(entry: Entry) -> Iterator[str]:
         yield f"  also named    {', '.join(entry.also)}"
     yield f"  distribution  {entry.label}"
     yield f"  entry point   {FAMILIES[entry.family].group}: {entry.name} = {entry.value}"
-    keys = [key.path for key in NAMING_KEYS if key.family == entry.family]
-    if keys:
-        yield f"  chosen by     {keys[0]}: {entry.name}"
+    yield f"  chosen by     {_choice(entry)[0]}"
     if entry.state != "ready":
         yield f"  state         {entry.state}"
 
@@ -85,8 +84,14 @@ def _what(entry: Entry, component: type[Component]) -> Iterator[str]:
             yield from (f"    {key}: {reason}" for key, reason in table.items())
 
 
+def _choice(entry: Entry) -> tuple[str, str]:
+    """Return what in a configuration chooses a component, and the key of its parameters; empty where there is none."""
+    key = next((key for key in NAMING_KEYS if key.family == entry.family), None)
+    return (f"{key.path}: {entry.name}", key.kwargs) if key else switch_of(entry.family, (entry.name, *entry.also))
+
+
 def _parameters(entry: Entry, keys: tuple[Key, ...]) -> Iterator[str]:
-    where = next((key.kwargs for key in NAMING_KEYS if key.family == entry.family and key.kwargs), "")
+    where = _choice(entry)[1]
     if not keys:
         yield "  No parameters of its own."
         return

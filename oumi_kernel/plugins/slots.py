@@ -6,11 +6,11 @@ component's name is written here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
-from oumi_kernel.config import DatasetSplitParams, TrainingConfig
+from oumi_kernel.config import DatasetSplitParams, ModelParams, TrainingConfig, TrainingParams
 from oumi_kernel.config.vocabulary import VOCABULARY
 from oumi_kernel.plugins.families import DEFAULT, DISTRIBUTED
 from oumi_kernel.schema import Params
@@ -75,6 +75,38 @@ def slots(config: TrainingConfig, *, peft: bool, world_size: int) -> Iterator[Sl
         if getattr(training, f"enable_{name}", False):
             key = f"training.tracker_kwargs.{name}"
             yield Slot(family="trackers", name=name, path=f"training.enable_{name}", kwargs_path=key)
+
+
+def switch_of(family: str, names: Collection[str]) -> tuple[str, str]:
+    """Return what turns a component on where no key has its name as the value, and the key of its parameters.
+
+    Args:
+        family: Its family.
+        names: Its names in that family.
+
+    Returns:
+        Both as a configuration writes them, or a condition in words; empty where there is no such thing.
+    """
+    if family == "kernels":
+        return next(
+            (
+                (f"model.enable_{name}_kernel: true", "model.kernel_kwargs")
+                for name in names
+                if f"enable_{name}_kernel" in ModelParams.__struct_fields__
+            ),
+            (f"model.kernels: {{{next(iter(names))}: {{}}}}", f"model.kernels.{next(iter(names))}"),
+        )
+    if family == "trackers":
+        on = [name for name in names if f"enable_{name}" in TrainingParams.__struct_fields__]
+        return (f"training.enable_{on[0]}: true", f"training.tracker_kwargs.{on[0]}") if on else ("", "")
+    if family == "strategies":
+        sections = [name for name in names if name in TrainingConfig.__struct_fields__]
+        if sections:
+            return f"{sections[0]}.enable_{sections[0]}: true", sections[0]
+        return ("a run of one process", "") if DEFAULT in names else ("a run of several processes (--nproc)", "")
+    if family == "models":
+        return "model.model_name: a folder or a hub id" if DEFAULT in names else "model.model_name: its name", "model"
+    return "being installed: it is always on", ""
 
 
 def filled_splits(config: TrainingConfig) -> Iterator[tuple[str, DatasetSplitParams]]:

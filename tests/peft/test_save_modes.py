@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from oumi_kernel import ConfigError, NumericsError
+from oumi_kernel import CheckpointError, ConfigError, NumericsError
 from oumi_kernel.merging import merge
 from tests.conftest import QUICKSTART
 from tests.trainers.conftest import Train
@@ -114,6 +115,22 @@ def test_a_base_that_was_quantised_to_train_on_is_saved_as_it_was_before(train: 
         assert distance(expected, found) < 1e-4
     _, _, written = merge(adapter)
     assert distance(expected, AutoModelForCausalLM.from_pretrained(written)) < 1e-4
+
+
+@pytest.mark.parametrize("mode", [BOTH, MERGED])
+def test_a_base_that_does_not_fit_as_it_is_saved_leaves_the_adapter(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str
+) -> None:
+    """Its linear layers are in 4 bits while it trains: where those have room, the whole base may have none."""
+    usage, whole = shutil.disk_usage(tmp_path), (TINY / "model.safetensors").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=whole * 9 // 10))
+    with pytest.raises(CheckpointError, match=r"the model needs ([\d,]+) bytes, and [\d,]+ bytes are free") as caught:
+        train(*FLAGS, mode, "--peft.q_lora=true")
+    needed = int(str(caught.value).split(" needs ")[1].split()[0].replace(",", ""))
+    assert needed == pytest.approx(whole, rel=0.02)
+    folder = Path(caught.value.__notes__[-1].removeprefix("The adapter alone was saved: "))
+    assert distance(PeftModel.from_pretrained(base(), folder), base()) > 0.1
+    assert not {"config.json", "model.safetensors", ".tmp-model"} & {path.name for path in folder.iterdir()}
 
 
 def test_changes_to_the_models_configuration_come_along(train: Train) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from oumi_kernel import CheckpointError, ConfigError
+from oumi_kernel.merging import merge
 from tests.conftest import Install
 from tests.peft.conftest import TINY, logits, opened
 from tests.trainers.conftest import Finished, Train
@@ -156,3 +157,34 @@ def test_the_seed_decides_the_start_and_nothing_else_does(train: Train, install:
 def test_a_start_that_cannot_be_had_is_refused(train: Train, flags: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         train(*LORA, *flags)
+
+
+def quantised_start(train: Train) -> Any:
+    """Return the folder of an adapter whose config says that it began by LoftQ."""
+    folder = train(*LORA, name="first").folder
+    file = folder / "adapter_config.json"
+    config = {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return folder
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_adapter_that_began_by_loftq_is_opened_where_there_is_a_gpu(train: Train) -> None:
+    folder = quantised_start(train)
+    message = r"began by LoftQ, and does so again when it is opened\. LoftQ quantises .* this machine has none"
+    with pytest.raises(ConfigError, match=message):
+        train(f"--model.adapter_model={folder}", name="on")
+    with pytest.raises(ConfigError, match=message):
+        merge(folder)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["adapter_only", "adapter_and_base_model", "merged"])
+def test_loftq_trains_and_opens_by_the_library_alone(train: Train, mode: str) -> None:
+    pytest.importorskip("scipy")
+    flags = (*LORA, "--peft.lora_init_weights=loftq")
+    alone = opened(train(*flags, name="alone").folder)
+    assert not torch.allclose(logits(alone), logits(AutoModelForCausalLM.from_pretrained(TINY)), atol=1e-3)
+    found = train(*flags, f"--peft.peft_save_mode={mode}")
+    whole = opened(found.folder) if mode == "adapter_only" else AutoModelForCausalLM.from_pretrained(found.folder)
+    torch.testing.assert_close(logits(whole), logits(alone), atol=1e-4, rtol=1e-3)

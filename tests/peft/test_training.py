@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from oumi_kernel import CheckpointError, NumericsError
+from oumi_kernel import CheckpointError, ConfigError, NumericsError
 from oumi_plugins.peft._gradients import FirstGradients
 from oumi_plugins.peft._saving import Saved, adapter_state, save_adapter, shapes_of
 from tests.conftest import Install
@@ -95,6 +95,13 @@ def test_a_model_that_is_compiled_is_watched_too() -> None:
         watched.check()
 
 
+def test_steps_in_the_backward_pass_are_no_missing_gradients(train: Train) -> None:
+    """Each gradient is freed as soon as its weight was stepped."""
+    flags = (*LORA, "--training.max_grad_norm=null")
+    run = train(*flags, "--training.trainer_kwargs.optimizer_in_backward=true", name="at once")
+    assert run.figures("loss") == pytest.approx(train(*flags, name="after").figures("loss"), rel=1e-6)
+
+
 def lora(modules: list[str], **fields: Any) -> Any:
     config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=modules, **fields)
     return peft.get_peft_model(AutoModelForCausalLM.from_pretrained(TINY), config)
@@ -145,7 +152,9 @@ def test_adapters_of_short_weights_train_in_float32(train: Train, dtype: str) ->
     assert losses[0] == pytest.approx(train(*LORA, name="wide").figures("loss")[0], rel=0.01)
 
 
-def test_experts_are_adapted_by_their_parameters(train: Train, tmp_path: Path) -> None:
+@pytest.fixture
+def experts(tmp_path: Path) -> Path:
+    """Return the folder of a mixture of experts, which are one tensor for all."""
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     config = AutoConfig.for_model(
         "qwen3_moe",
@@ -164,17 +173,54 @@ def test_experts_are_adapted_by_their_parameters(train: Train, tmp_path: Path) -
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "experts")
     tokenizer.save_pretrained(tmp_path / "experts")
+    return tmp_path / "experts"
+
+
+def test_experts_are_adapted_by_their_parameters(train: Train, experts: Path) -> None:
     run = train(
-        f"--model.model_name={tmp_path / 'experts'}",
+        f"--model.model_name={experts}",
         "--peft.lora_target_modules=[q_proj]",
         "--peft.lora_target_parameters=[mlp.experts.gate_up_proj, mlp.experts.down_proj]",
         "--training.optimizer=adamw",
     )
     log = (run.folder / "logs/rank_0.log").read_text()
-    assert "lora_target_parameters: mlp.experts.gate_up_proj 2, mlp.experts.down_proj 2" in log
+    assert "lora_target_parameters: mlp.experts.down_proj 2, mlp.experts.gate_up_proj 2" in log
     weights = load_file(run.folder / "adapter_model.safetensors")
     assert sum("experts" in name for name in weights) == 2 * 2 * 2
     assert all(weight.any() for weight in weights.values())
-    assert not torch.equal(
-        logits(opened(run.folder)), logits(AutoModelForCausalLM.from_pretrained(tmp_path / "experts"))
-    )
+    assert not torch.equal(logits(opened(run.folder)), logits(AutoModelForCausalLM.from_pretrained(experts)))
+
+
+def test_all_linear_layers_of_a_mixture_are_those_of_its_experts_too(train: Train, experts: Path) -> None:
+    """The library names them itself: as parameters, with twice the rank where two matrices of an expert are one."""
+    model = f"--model.model_name={experts}"
+    flags = (model, "--peft.lora_r=2", "--peft.lora_target_modules=all-linear", "--training.optimizer=adamw")
+    run = train(*flags)
+    found = json.loads((run.folder / "run.json").read_text())["model"]["peft"]
+    assert found["peft.lora_target_modules"] == {"all-linear": 8}
+    assert found["peft.lora_target_parameters"] == {"down_proj": 2, "gate.weight": 2, "gate_up_proj": 2}
+    torch.manual_seed(42)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules="all-linear")
+    plain = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(experts), config)
+    shapes = shapes_of(peft.get_peft_model_state_dict(plain, save_embedding_layers=False))
+    assert shapes_of(load_file(run.folder / "adapter_model.safetensors")) == shapes
+    on = train(model, f"--model.adapter_model={run.folder}", "--training.optimizer=adamw", name="on")
+    assert shapes_of(load_file(on.folder / "adapter_model.safetensors")) == shapes
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--peft.lora_target_modules=[q_proj, gate_proj]",),
+            r"set lora_target_parameters: \[mlp.experts.gate_up_proj,",
+        ),
+        (("--peft.lora_target_modules=all-linear", "--peft.lora_init_weights=pissa"), "'pissa' is a start for modules"),
+        (("--peft.lora_target_parameters=[experts.down_proj]", "--peft.lora_init_weights=eva"), "'eva' is a start for"),
+    ],
+)
+def test_what_experts_cannot_have_is_refused_with_what_they_can(
+    train: Train, experts: Path, flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(f"--model.model_name={experts}", *flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,12 @@ def test_a_recipe_says_what_it_trains_and_how_to_run_it(path: Path) -> None:
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert f"oumi run {path.relative_to(ROOT)}" in header
     assert "Hardware" in header
+
+
+def test_the_readme_of_the_recipes_lists_every_one_and_no_other() -> None:
+    lines = (ROOT / "configs/recipes/README.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| `")]
+    cells = [(row[0].strip("`"), cell) for row in rows for cell in row[1:]]
+    listed = {f"{family}/{name}" for family, cell in cells for name in re.findall(r"`(.+?)`", cell)}
+    recipes = {str(path.parent.relative_to(ROOT / "configs/recipes")) for path in RECIPES if "recipes" in path.parts}
+    assert listed == {name for name in recipes if "/sft/" in name and not name.startswith("vision")}

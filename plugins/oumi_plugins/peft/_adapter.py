@@ -24,6 +24,8 @@ ADAPTER = "default"
 """The name under which the library keeps the one adapter of a model."""
 INITIALISATIONS: dict[str, bool | str] = {"default": True, "random": False, "pisa": "pissa"}
 """Names of the section whose value in the library is another."""
+DRAWN = (False, "gaussian")
+"""Starts of the library that are drawn, whatever they are beside."""
 FROM_DATA = "eva"
 """The start that looks at data."""
 
@@ -58,11 +60,32 @@ def put_in(model: nn.Module, config: Any, examples: Mapping[str, Sequence[Any]],
         config.prompt_tuning_init = peft.PromptTuningInit.RANDOM
     with refusals(), seeded(run.config.training.seed), quiet():
         is_empty = without_weights and not config.is_prompt_learning
-        found: Any = peft.get_peft_model(model, config, adapter_name=ADAPTER, low_cpu_mem_usage=is_empty)
+        try:
+            found: Any = peft.get_peft_model(model, config, adapter_name=ADAPTER, low_cpu_mem_usage=is_empty)
+        except AttributeError:
+            _refuse_start(start, config)  # the library looks for the weight of a module
+            raise
+        _refuse_start(start, config)
         if start == FROM_DATA and not without_weights:
             start_from_data(found, examples["train"], run)
     config.base_model_name_or_path, config.revision = _base(run)
     return found
+
+
+def _refuse_start(start: Any, config: Any) -> None:
+    """Refuse to begin adapters of parameters, such as experts, with a part of a module's weight or from its inputs.
+
+    Raises:
+        ConfigError: Such a start was asked for. Some parameters are known only once the library has looked for them.
+    """
+    if getattr(config, "target_parameters", None) and start not in (None, True, *DRAWN):
+        message = f"'{start}' is a start for modules; adapters of parameters ({_listed(config)}) cannot begin so."
+        hint = "Set it to default, random or gaussian, or adapt modules only."
+        raise ConfigError(Problem(code="not-served", path="peft.lora_init_weights", message=message, hint=hint))
+
+
+def _listed(config: Any) -> str:
+    return ", ".join(sorted(config.target_parameters))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from oumi_kernel.contracts import Run
 from oumi_plugins.peft._adapter import fields_of, quiet
 from oumi_plugins.peft._matching import ALL_LINEAR, Names
 from oumi_plugins.peft._method import SECTION
+from oumi_plugins.peft._starts import why_not_here
 
 WHICH = ("target_modules", "exclude_modules")
 """Fields that say together which modules are adapted; there are many ways to say the same."""
@@ -46,6 +47,9 @@ def own_config(key: str, name: str) -> Any:
         raise ConfigError(Problem(code="no-model", path=key, message=message)) from error
     if config.task_type not in (None, "CAUSAL_LM"):
         message = f"the adapter '{name}' is for {config.task_type}; models that generate text are trained."
+        raise ConfigError(Problem(code="not-served", path=key, message=message))
+    if why := why_not_here(getattr(config, START, None)):
+        message = f"the adapter '{name}' began by LoftQ, and does so again when it is opened. {why}"
         raise ConfigError(Problem(code="not-served", path=key, message=message))
     config.task_type, config.inference_mode = "CAUSAL_LM", False
     return config

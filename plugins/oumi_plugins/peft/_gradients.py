@@ -42,7 +42,7 @@ class FirstGradients:
             if not compiled:
                 self._handles.append(modules[adapter].register_forward_pre_hook(self._note_call(adapter)))
             for name, weight in weights.items():
-                self._handles.append(weight.register_post_accumulate_grad_hook(self._note_gradient(name)))
+                self._handles.append(weight.register_hook(self._note_gradient(name)))
         self._may_be_zero = {name for name in self._adapters if isinstance(modules[name], TrainableTokensLayer)}
 
     def check(self) -> frozenset[str]:
@@ -78,10 +78,10 @@ class FirstGradients:
         return lambda *_: self._called.add(adapter)
 
     def _note_gradient(self, name: str) -> Callable[[torch.Tensor], None]:
-        def note(weight: torch.Tensor) -> None:
-            if weight.grad is not None:
-                moved = weight.grad.ne(0).any()
-                self._moved[name] = self._moved[name] | moved if name in self._moved else moved
+        def note(gradient: torch.Tensor) -> None:
+            """Look before the gradient is added up: a step in the backward pass lets go of it at once."""
+            moved = gradient.ne(0).any()
+            self._moved[name] = self._moved[name] | moved if name in self._moved else moved
 
         return note
 

@@ -15,6 +15,8 @@ from oumi_kernel import ConfigError, Problem
 
 ALL_LINEAR = "all-linear"
 SHOWN = 12
+_EXPERTS = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3")
+"""Names that the matrices of experts have where each is a module of its own."""
 Matcher = Callable[[str, str], bool]
 
 
@@ -137,6 +139,10 @@ def _no_match(path: str, pattern: str, key: str, names: Names) -> Problem:
     hint = f"did you mean '{close[0]}'? " if close else ""
     if key == "lora_exclude_modules" and any(by_parts(pattern, name) for name in known):
         hint = f"It is a regular expression for whole names: write '.*{re.escape(pattern)}'. "
+    experts = [name for name in names.parameters if name.rpartition(".")[0].endswith("experts")]
+    if key == "lora_target_modules" and experts and pattern.rpartition(".")[2] in _EXPERTS:
+        parts = dict.fromkeys(".".join(name.split(".")[-3:]) for name in experts if not name.endswith("bias"))
+        hint = f"Experts are parameters in this model: set lora_target_parameters: [{', '.join(parts)}]. "
     kind = "Parameters" if noun == "parameter" else "Linear modules"
     message = f"'{pattern}' matches no {noun} of {names.kind}."
     return Problem(code="no-match", path=path, message=message, hint=f"{hint}{kind}: {', '.join(listed[:SHOWN])}.")

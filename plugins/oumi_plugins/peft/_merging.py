@@ -5,7 +5,6 @@ It is done in float32 whatever the base's files hold: each weight is then rounde
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from torch import nn
 
 from oumi_kernel import CheckpointError, ConfigError, NumericsError, OutOfMemoryError
 from oumi_kernel.merged import Merged
+from oumi_plugins.peft._adapter import quiet
+from oumi_plugins.peft._starts import why_not_here
 
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -103,6 +104,8 @@ def _refuse_unsuitable(model: Any, config: Any, adapter: Path) -> None:
             f"the base {name} is quantised ({getattr(kind, 'value', kind)}); merging into it would round what the "
             "adapter learned away. Needed is the model that it was made from, in 16 or 32 bits: --base MODEL."
         )
+    if why := why_not_here(getattr(config, "init_lora_weights", None)):
+        raise ConfigError(f"{adapter} began by LoftQ, and does so again when it is opened. {why} Merge it on one.")
     if config.is_prompt_learning:
         raise ConfigError(
             f"{adapter} is an adapter of the method {_method(config)}, which learns what stands before a prompt and "
@@ -129,7 +132,7 @@ def _attached(model: nn.Module, adapter: Path) -> Any:
     """Return the model with its adapter, every weight of which was found in the file."""
     try:
         found = load_file(adapter / SAFETENSORS_WEIGHTS_NAME)
-        with warnings.catch_warnings(category=UserWarning, action="ignore"):
+        with quiet():
             adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
             held = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except (OSError, SafetensorError, RuntimeError, ValueError, IndexError, KeyError) as error:
@@ -160,7 +163,7 @@ def _untie(adapted: Any) -> None:
 
 def _merged(adapted: Any) -> Any:
     try:
-        with warnings.catch_warnings(category=UserWarning, action="ignore"):
+        with quiet():
             model = adapted.merge_and_unload(safe_merge=True)
             return model.eval()
     except REFUSALS as error:

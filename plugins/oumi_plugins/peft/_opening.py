@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 import warnings
@@ -62,7 +63,10 @@ def why_it_does_not_open(adapted: Any) -> str:
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
         weights = {name: torch.zeros(tensor.shape, device="cpu") for name, tensor in names.items()}
         save_file(weights, Path(folder) / SAFETENSORS_WEIGHTS_NAME)
-        config.save_pretrained(folder)
+        shown = copy.copy(config)
+        if hasattr(shown, "init_lora_weights"):
+            shown.init_lora_weights = True  # others look at weights, and there are none
+        shown.save_pretrained(folder)
         empty = type(base)(base.config)
         try:
             with _quiet():

@@ -39,10 +39,10 @@ def report_on(model: Any, names: Names, asked: Mapping[str, Any]) -> Report:
         "lora_target_modules": targets,
         "lora_exclude_modules": _found(asked, "lora_exclude_modules", names.modules),
         "lora_modules_to_save": _found(asked, "lora_modules_to_save", names.modules),
-        "lora_target_parameters": _found(asked, "lora_target_parameters", parameters),
+        "lora_target_parameters": counts("lora_target_parameters", _parameters(config), parameters),
     }
     _refuse_what_came_to_nothing(asked, matches)
-    _refuse_idle_patterns(config, modules)
+    _refuse_idle_patterns(config, [*modules, *parameters])
     _refuse_idle_biases(model, config)
     linear = [name for name in modules if name in set(names.linear)]
     shown = {key: found for key, found in matches.items() if found}
@@ -86,6 +86,11 @@ def _default(config: Any, modules: Sequence[str]) -> dict[str, int]:
     return counts("lora_target_modules", chosen if isinstance(chosen, str) else sorted(chosen), modules)
 
 
+def _parameters(config: Any) -> list[str]:
+    """Return the patterns of parameters that are adapted: those asked for, and experts among modules asked for."""
+    return sorted(getattr(config, "target_parameters", None) or ())
+
+
 def _refuse_what_came_to_nothing(asked: Mapping[str, Any], matches: Mapping[str, Mapping[str, int]]) -> None:
     problems = [
         Problem(
@@ -111,11 +116,11 @@ def _refuse_idle_biases(model: Any, config: Any) -> None:
         raise ConfigError(Problem(code="no-match", path="peft.lora_bias", message=message, hint="Set it to none."))
 
 
-def _refuse_idle_patterns(config: Any, modules: Sequence[str]) -> None:
-    """Refuse ranks and scales for modules that are not adapted, which the library only warns of."""
+def _refuse_idle_patterns(config: Any, adapted: Sequence[str]) -> None:
+    """Refuse ranks and scales for modules or parameters that are not adapted, which the library only warns of."""
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field, None) or ():
-            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in modules):
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
                 message = f"'{pattern}' matches no module that is adapted."
                 path = f"peft.peft_kwargs.{field}.{pattern}"
                 raise ConfigError(Problem(code="no-match", path=path, message=message))

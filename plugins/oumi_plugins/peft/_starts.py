@@ -17,13 +17,21 @@ def check_start_of(name: str) -> None:
     Raises:
         ConfigError: It needs a GPU or a library that is not there, or a number that is not given.
     """
-    lower, message = name.lower(), ""
-    if lower == "loftq" and not (torch.cuda.is_available() or torch.xpu.is_available()):
-        message = "LoftQ quantises the model's matrices on a GPU; this machine has none."
-    elif lower == "loftq" and importlib.util.find_spec("scipy") is None:
-        message = "LoftQ needs scipy, which is not installed."
-    elif lower == "pissa_niter":
-        message = "the number of iterations is missing: write pissa_niter_4 for four."
+    lower = name.lower()
+    message, hint = why_not_here(lower), WAY_OUT
+    if lower == "pissa_niter":
+        message, hint = "the number of iterations is missing: write pissa_niter_4 for four.", ""
     if message:
-        hint = "" if lower == "pissa_niter" else WAY_OUT
         raise ConfigError(Problem(code="not-served", path="peft.lora_init_weights", message=message, hint=hint))
+
+
+def why_not_here(start: object) -> str:
+    """Return why the library cannot begin so on this machine, which it does again whenever such an adapter is opened.
+
+    LoftQ puts quantised values in the place of the base weights; so does opening an adapter that began so.
+    """
+    if start != "loftq":
+        return ""
+    if not (torch.cuda.is_available() or torch.xpu.is_available()):
+        return "LoftQ quantises the model's matrices on a GPU; this machine has none."
+    return "" if importlib.util.find_spec("scipy") else "LoftQ needs scipy, which is not installed."
