@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -365,7 +366,7 @@ class Runner:
     def run(self, *flags: str, output: Path | None = None) -> Seen:
         if flags in self.known and output is None:
             return self.known[flags]
-        output = output or self.folder / f"run{len(self.known)}"
+        output = output or Path(tempfile.mkdtemp(dir=self.folder))
         config = self.config(output)
         if any("mixture_proportion" in flag and "train.seed" in "".join(flags) for flag in flags):
             first = config["data"]["train"]["datasets"][0]
@@ -445,7 +446,10 @@ def differs(left: object, right: object) -> bool:
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    yield Runner(tmp_path_factory.mktemp("effects"))
+    made = Runner(tmp_path_factory.mktemp("effects"))
+    made.run()  # libraries are imported in the first run, and some of them log that
+    made.known.clear()
+    yield made
     torch.use_deterministic_algorithms(False)
 
 
