@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from oumi_kernel.errors import CheckpointError
@@ -64,28 +65,44 @@ def reserved(folder: Path) -> Generator[None]:
     if sys.platform == "win32":
         yield
         return
-    import fcntl
-
     path = folder / ".lock"
     try:
         file = path.open("ab+", buffering=0)
     except OSError as error:
         raise cannot_write(path, 0, error) from error
     with file:
-        try:
-            # A lock of the process, not of the open file: a data-loader worker that outlives the run holds nothing.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = path.read_text().strip() or "unknown"
-            raise CheckpointError(
-                f"training.output_dir: another run, process {owner}, is writing into {folder}. "
-                "Wait for it, or choose another folder."
-            ) from error
-        except OSError as error:
-            _log.warning("%s cannot be locked (%s): do not start a second run there", folder, error)
+        _lock(file, folder)
         try:
             file.truncate(0)
             file.write(str(os.getpid()).encode())
         except OSError as error:
             raise cannot_write(path, len(str(os.getpid())), error) from error
         yield
+
+
+def check_unreserved(folder: Path) -> None:
+    """Say what `reserved` would say if another process has the folder; make nothing.
+
+    Raises:
+        CheckpointError: It has.
+    """
+    path = folder / ".lock"
+    if sys.platform != "win32" and path.exists():
+        with path.open("rb+", buffering=0) as file:
+            _lock(file, folder)
+
+
+def _lock(file: FileIO, folder: Path) -> None:
+    import fcntl
+
+    try:
+        # A lock of the process, not of the open file: a data-loader worker that outlives the run holds nothing.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = Path(file.name).read_text().strip() or "unknown"
+        raise CheckpointError(
+            f"training.output_dir: another run, process {owner}, is writing into {folder}. "
+            "Wait for it, or choose another folder."
+        ) from error
+    except OSError as error:
+        _log.warning("%s cannot be locked (%s): do not start a second run there", folder, error)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from oumi_kernel.config.derived import warmup_steps
 from oumi_kernel.contracts import Run, Session, World
+from oumi_kernel.disk import check_unreserved
 from oumi_kernel.errors import CheckpointError
 from oumi_kernel.loading import LoadedConfig
 from oumi_kernel.logs import logging_to
@@ -128,5 +129,6 @@ def _check_output(folder: Path) -> None:
     elif not os.access(nearest, os.W_OK | os.X_OK):
         reason = f"{nearest} cannot be written"
     else:
+        check_unreserved(folder)
         return
     raise CheckpointError(f"training.output_dir: cannot write into {folder}: {reason}. Choose another folder.")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +202,23 @@ def test_a_checkpoint_that_a_kill_left_under_another_name_is_found_where_the_run
     assert (dry, main(["run", "train.yaml", *flags, "--training.data_seed=1"])) == (6, 6)
     assert main(["run", "train.yaml", *flags, "--training.max_steps=2"]) == 0
     assert sorted(output.glob(".*checkpoint-*")) == []
+
+
+def test_a_folder_that_another_run_writes_into_is_refused_as_the_run_refuses_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder / "output"
+    output.mkdir()
+    hold = "import sys, pathlib; from oumi_kernel.disk import reserved\nwith reserved(pathlib.Path('output')): input()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, text=True) as other:
+        while not (output / ".lock").exists() or not (output / ".lock").read_text():
+            assert other.poll() is None
+            time.sleep(0.05)
+        for flag in (["--dry-run"], []):
+            assert main(["run", "train.yaml", *flag, "--training.output_dir=output"]) == 6
+            assert f"another run, process {other.pid}, is writing into" in capsys.readouterr().err
+        other.communicate("done")
+    assert main(["run", "train.yaml", "--dry-run", "--training.output_dir=output"]) == 0
 
 
 OTHERS = {
