@@ -56,8 +56,12 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def reserved(folder: Path) -> Generator[None]:
+def reserved(folder: Path, rank: int = 0) -> Generator[None]:
     """Let one run at a time write into a folder. The lock ends with the process, however it ends.
+
+    Args:
+        folder: The output folder of the run.
+        rank: Which of its processes this is: each has a lock of its own.
 
     Raises:
         CheckpointError: Another process has it, or the lock file cannot be written.
@@ -65,7 +69,7 @@ def reserved(folder: Path) -> Generator[None]:
     if sys.platform == "win32":
         yield
         return
-    path = folder / ".lock"
+    path = folder / (f".lock-{rank}" if rank else ".lock")
     try:
         file = path.open("ab+", buffering=0)
     except OSError as error:

@@ -1,13 +1,16 @@
 """Processes: which one this is, how many there are to be, and who of them failed first.
 
-A run of several processes is started by its strategy (hook `oumi_launch`), or by a launcher such as torchrun, whose
-variables say which process this is.
+A run of several processes is started by its strategy (hook `oumi_launch`), or by a launcher such as torchrun (see
+`oumi_kernel.launchers`).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +19,14 @@ import msgspec
 
 from oumi_kernel.contracts import World
 from oumi_kernel.errors import ConfigError, StopRequested
+from oumi_kernel.launchers import launcher_of
 
 LAUNCH = "OUMI_LAUNCH"
 """Set for processes that `oumi run` started: the folder in which each leaves its process number, and the first that
 fails the reason."""
+
+LAUNCHED_BY = "OUMI_LAUNCHED_BY"
+"""Set for them, too: the process that started them."""
 
 BEGAN = "began"
 """A file in that folder, written once."""
@@ -65,24 +72,23 @@ def world_from(environment: Mapping[str, str] = os.environ) -> World:
     Raises:
         ConfigError: A launcher's variable is no number, or there is no such rank.
     """
+    launcher = launcher_of(environment)
+    if launcher is None:
+        return World()
+    names = launcher.rank, launcher.local_rank, launcher.size
     try:
-        world = World(
-            rank=int(environment.get("RANK", "0")),
-            local_rank=int(environment.get("LOCAL_RANK", "0")),
-            size=int(environment.get("WORLD_SIZE", "1")),
-        )
+        rank, local_rank, size = (int(environment.get(name, "0")) for name in names)
     except ValueError as error:
-        message = f"RANK, LOCAL_RANK and WORLD_SIZE in the environment must be whole numbers: {error}."
-        raise ConfigError(message) from error
-    if not 0 <= world.rank < world.size:
-        message = f"RANK={world.rank} in the environment must be from 0 to one less than WORLD_SIZE={world.size}."
+        raise ConfigError(f"{', '.join(names)} in the environment must be whole numbers: {error}.") from error
+    if not 0 <= rank < size:
+        message = f"{launcher.rank}={rank} in the environment must be from 0 to one less than {launcher.size}={size}."
         raise ConfigError(message)
-    return world
+    return World(rank=rank, local_rank=local_rank, size=size)
 
 
 def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether a launcher started this process."""
-    return "RANK" in environment and "WORLD_SIZE" in environment
+    """Return whether a launcher started this process as one of several."""
+    return launcher_of(environment) is not None
 
 
 def command_of_this_process() -> list[str]:
@@ -91,9 +97,9 @@ def command_of_this_process() -> list[str]:
 
 
 def report_to_launcher(text: str, exit_code: int) -> bool:
-    """Leave why this process ends to whoever started it; return whether that was asked for."""
+    """Leave why this process ends to whoever started it; return whether there is somebody who asked for that."""
     folder = os.environ.get(LAUNCH)
-    if not folder:
+    if not folder or _is_orphan():
         return False
     failure = Failure(rank=world_from().rank, text=text, exit_code=exit_code)
     if exit_code == StopRequested.exit_code:
@@ -125,6 +131,8 @@ def first_failure(folder: Path) -> Failure | None:
 def listen_to_launcher() -> bool:
     """Tell whoever started this process which one it is, so that a request to stop can be passed on.
 
+    Where it is gone, this process is asked to stop.
+
     Returns:
         Whether there is anything to do: not where all stopped, and the launcher began anew nevertheless.
 
@@ -134,9 +142,21 @@ def listen_to_launcher() -> bool:
     folder = os.environ.get(LAUNCH)
     if not folder:
         return True
+    threading.Thread(target=_stop_when_orphaned, daemon=True).start()
     (Path(folder) / f"process_{world_from().local_rank}").write_text(str(os.getpid()))
     if not (Path(folder) / STOP).exists():
         return True
     if first_failure(Path(folder)):
         return False
     raise StopRequested("asked to stop before training began: nothing was trained, and nothing is lost.")
+
+
+def _stop_when_orphaned() -> None:
+    """Ask this process to stop when the one that started it is gone: nobody else would end it, or start it anew."""
+    while not _is_orphan():
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_orphan() -> bool:
+    return os.environ.get(LAUNCHED_BY) != str(os.getppid())

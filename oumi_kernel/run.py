@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from oumi_kernel.manifest import PreparedData, fingerprint, parameter_counts, ru
 from oumi_kernel.mixture import Mixture, mix
 from oumi_kernel.plugins import Kernel, Resolution
 from oumi_kernel.plugins.slots import filled_splits
+from oumi_kernel.preflight import Agrees, facts_of
 from oumi_kernel.repeat import data_difference, version_differences
 from oumi_kernel.report import Report
 from oumi_kernel.seeds import with_seeds
@@ -63,7 +64,7 @@ def run_training(loaded: LoadedConfig, resolution: Resolution, world: World | No
     loaded = with_seeds(loaded)
     run = Run(config=loaded.config, folder=loaded.folder, world=world or world_from())
     stop = Stop()
-    with logging_to(run), reserved(run.output_dir) if run.world.is_main else nullcontext():
+    with logging_to(run), reserved(run.output_dir, run.world.rank):
         log_warnings(loaded, resolution)
         kernel = Kernel(resolution)
         if run.world.is_main:
@@ -91,6 +92,8 @@ def _train(kernel: Kernel, run: Run, loaded: LoadedConfig, stop: Stop) -> Summar
         if run.world.is_main:
             write_json(run.output_dir / "run.json", record)
         log_difference(difference)
+        if isinstance(strategy, Agrees):
+            strategy.agree(facts_of(record), run.output_dir)
         session = assemble(stage, kernel.build_model(stage.tokenizer, stage.data.examples, run))
         session.stop = stop
         if run.world.is_main:

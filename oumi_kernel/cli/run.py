@@ -39,17 +39,15 @@ def run(
         OumiError: What is wrong, with its exit code; nothing was trained if it is the configuration.
     """
     from oumi_kernel.cli.configuration import open_sound_config
-    from oumi_kernel.contracts import World
     from oumi_kernel.errors import ConfigError
-    from oumi_kernel.launch import Processes, command_of_this_process, is_worker, listen_to_launcher, world_from
+    from oumi_kernel.launch import command_of_this_process, listen_to_launcher
     from oumi_kernel.plugins import resolve
     from oumi_kernel.repeat import refuse_to_overwrite
 
     if rows is not None and (rows < 0 or not dry_run):
         raise ConfigError("--rows is the number of examples that --dry-run shows.")
     loaded, catalogue = open_sound_config(config, overrides, plugin)
-    processes = Processes(per_node=1) if is_worker() else launch.processes()
-    world = world_from() if is_worker() else World(size=processes.size)
+    processes, world = launch.start()
     resolution = resolve(loaded, catalogue, world_size=world.size)
     resolution.raise_for_problems(strict=True)
     refuse_to_overwrite(loaded)

@@ -133,7 +133,7 @@ def test_a_process_that_a_launcher_half_describes_is_refused(start: Start, monke
     monkeypatch.setenv("RANK", "2")
     assert "RANK" in ended(start("out"), expected=2)
     monkeypatch.setenv("RANK", "1")
-    assert "MASTER_PORT is not" in ended(start("out"), expected=2)
+    assert "MASTER_ADDR is not" in ended(start("out"), expected=2)
 
 
 def test_the_first_failure_is_the_last_thing_said_and_its_exit_code_is_that_of_the_run(

@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from oumi_kernel import ConfigError, Problem
 from oumi_kernel.contracts import Prepared, Run
 from oumi_kernel.launch import is_worker
-from oumi_plugins.strategies._group import Group
+from oumi_plugins.strategies._group import Group, device_of
+from oumi_plugins.strategies._preflight import preflight
 from oumi_plugins.strategies._single import SingleStrategy
 
 
@@ -42,7 +43,7 @@ class DdpStrategy(SingleStrategy):
         super().__init__(run)
         self._world = run.world
         if self.device.type == "cuda":
-            self.device = torch.device("cuda", run.world.local_rank)
+            self.device = device_of(run.world, torch.cuda.device_count())
         self._group = Group(run.world, self.device, self._training.nccl_default_timeout_minutes)
         self._replica: DistributedDataParallel | None = None
 
@@ -51,6 +52,10 @@ class DdpStrategy(SingleStrategy):
         super().setup()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+
+    def agree(self, facts: Mapping[str, str], folder: Path) -> None:
+        """Show who is where, and refuse to train where the processes differ or share no folder."""
+        preflight(self._group, self._world, self.device, facts, folder)
 
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
         """Meet the other processes, and give each the model of the first."""

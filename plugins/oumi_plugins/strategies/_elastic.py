@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from oumi_kernel import ProcessError, StopRequested
-from oumi_kernel.launch import BEGAN, LAUNCH, STOP, Failure, Processes, first_failure
+from oumi_kernel.launch import BEGAN, LAUNCH, LAUNCHED_BY, STOP, Failure, Processes, first_failure
 
 GRACE = 10
 """Seconds that processes have to end after one of them failed, before they are killed."""
@@ -36,7 +36,7 @@ def launch(command: Sequence[str], processes: Processes) -> int:
     with tempfile.TemporaryDirectory(prefix="oumi-launch-") as name:
         folder = Path(name)
         (folder / BEGAN).touch()
-        os.environ[LAUNCH] = name
+        os.environ |= {LAUNCH: name, LAUNCHED_BY: str(os.getpid())}
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes.per_node)))
         before = {number: signal.signal(number, lambda n, _: _forward(n, folder)) for number in FORWARDED}
         try:
