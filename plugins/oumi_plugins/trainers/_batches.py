@@ -60,7 +60,7 @@ class Batches:
         self._order = batches_of(counts, training, session.run.world)
         ignored = IGNORE if training.label_ignore_index is None else training.label_ignore_index
         first = session.examples["train"][0]["input_ids"][:1]
-        self._nothing = {"input_ids": first, "labels": [ignored], "lengths": [1]}
+        self._nothing = {"input_ids": first, "labels": [ignored]}
         self._check_all_have_the_same()
 
     @property
