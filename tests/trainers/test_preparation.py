@@ -330,7 +330,7 @@ def slow_to_render(tokens: Any) -> Any:
 @pytest.mark.parametrize("ends", ["killed", "fails"])
 def test_when_the_process_that_prepares_ends_the_one_that_waits_for_it_does_its_work(cache: Path, ends: str) -> None:
     built = trainer(slow_to_render(tokenizer()))
-    rows = ROWS[:16] if ends == "killed" else [*ROWS[:12], {"messages": [{"role": "nobody"}]}]
+    rows = ROWS[:16] if ends == "killed" else [*ROWS[:12], {"input_ids": ["one"]}]
     first = in_a_fork(lambda: built.prepare("train", rows, TURNS) and None)
     while not list(cache.with_name("prepared-locks").glob("*")):
         time.sleep(0.01)
