@@ -35,7 +35,7 @@ def train_in_turn(folder: Path, runs: Mapping[str, Sequence[str]], *, processes:
     """
     arguments = json.dumps({name: [_free_port(), list(flags)] for name, flags in runs.items()})
     started = [_start(folder, arguments, rank, processes) for rank in range(processes)]
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while any(process.poll() is None for process in started) and time.monotonic() < deadline:
         if any(process.poll() for process in started):
             break
@@ -43,15 +43,21 @@ def train_in_turn(folder: Path, runs: Mapping[str, Sequence[str]], *, processes:
     time.sleep(0.5 * any(process.poll() for process in started))  # what another one has to say about it
     for process in started:
         process.kill()
-    texts = [process.communicate()[1] for process in started]
+        process.wait()
+    texts = [_said(folder, rank).read_text() for rank in range(processes)]
     assert all(process.returncode == 0 for process in started), "\n".join(text[-2000:] for text in texts)
 
 
-def _start(folder: Path, arguments: str, rank: int, processes: int) -> subprocess.Popen[str]:
+def _start(folder: Path, arguments: str, rank: int, processes: int) -> subprocess.Popen[bytes]:
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
     environment = os.environ | place | {"OUMI_CACHE_DIR": str(folder / "cache")}
     command = [sys.executable, "-c", PROGRAM, arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    with _said(folder, rank).open("wb") as said:
+        return subprocess.Popen(command, cwd=folder, env=environment, stderr=said)
+
+
+def _said(folder: Path, rank: int) -> Path:
+    return folder / f"said_by_{rank}"
 
 
 def _free_port() -> int:
