@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from oumi_kernel.config import TrainingConfig, TrainTarget
+from oumi_kernel.plan import Plan
 from oumi_kernel.stopping import Stop
 
 Row = Mapping[str, Any]
@@ -69,22 +70,6 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         beside = self.folder / name
         found = beside if beside.exists() or not Path(name).exists() else Path(name)
         return str(found.absolute())  # "./x" must not become "x", which would be a hub id
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the run is.
-
-    Attributes:
-        total_steps: Optimizer steps of the whole run.
-        steps_per_epoch: Optimizer steps of one pass over the training examples, the last partial one included.
-        examples: Training examples per epoch.
-        effective_batch_size: Examples of a full optimizer step, over all processes.
-    """
-
-    total_steps: int
-    steps_per_epoch: int
-    examples: int
-    effective_batch_size: int
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,8 +61,9 @@ def run_training(loaded: LoadedConfig, resolution: Resolution, world: World | No
         OumiError: Anything that the user can act on; `failure.json` then says what and where.
     """
     resolution.raise_for_problems(strict=True)
-    loaded = with_seeds(loaded)
-    run = Run(config=loaded.config, folder=loaded.folder, world=world or world_from())
+    world = world or world_from()
+    loaded = with_seeds(loaded, world)
+    run = Run(config=loaded.config, folder=loaded.folder, world=world)
     stop = Stop()
     with logging_to(run), reserved(run.output_dir, run.world.rank):
         log_warnings(loaded, resolution)
@@ -199,6 +200,7 @@ def header(session: Session, model: Any) -> str:
         *(line for report in session.kernel.reports(run).values() for line in _shown(report)),
         f"data       {', '.join(f'{name} {len(rows):,}' for name, rows in session.examples.items())} examples",
         f"steps      {plan.total_steps:,} of {plan.effective_batch_size} examples, {plan.steps_per_epoch:,} an epoch",
+        *([f"balance    tokens of the busiest process of a step / mean: {plan.balance}"] if plan.balance else []),
         f"output     {run.output_dir}",
     ]
     if "validation" not in session.examples and run.config.training.eval_strategy is not Moments.NO:

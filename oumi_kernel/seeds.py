@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import msgspec
 
 from oumi_kernel.config import TrainingConfig
-from oumi_kernel.contracts import Run
+from oumi_kernel.contracts import Run, World
 from oumi_kernel.errors import ConfigError
 from oumi_kernel.loading import LoadedConfig, record_at
 from oumi_kernel.loading.document import parse_path
@@ -23,16 +24,18 @@ ALWAYS = ("training.seed", "training.data_seed")
 LIMIT = 2**32
 
 
-def with_seeds(loaded: LoadedConfig) -> LoadedConfig:
+def with_seeds(loaded: LoadedConfig, world: World) -> LoadedConfig:
     """Return a configuration with a seed wherever something is random and its seed is null.
 
     A run that may go on from a checkpoint takes the seeds that the first part of it drew, from the `run.json` there:
-    its samples would otherwise come in another order.
+    its samples would otherwise come in another order. Several processes must have the same seeds before they meet,
+    also those that were started anew: theirs follow from `training.data_seed`.
     """
     known = _seeds_of_the_run_that_goes_on(loaded)
     config = loaded.config
     for path in _open(config):
-        config = _replaced(config, parse_path(path), known.get(path, secrets.randbelow(LIMIT)))
+        own = secrets.randbelow(LIMIT) if world.size == 1 else _derived(path, config.training.data_seed)
+        config = _replaced(config, parse_path(path), known.get(path, own))
     return msgspec.structs.replace(loaded, config=config)
 
 
@@ -40,6 +43,10 @@ def seeds_of(config: TrainingConfig) -> dict[str, int]:
     """Return key -> seed for everything random of a run."""
     found = {path: value_at(config, path) for path in (*ALWAYS, *_data_seeds(config))}
     return {path: seed for path, seed in found.items() if seed is not None}
+
+
+def _derived(path: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {path}".encode()).digest()[:4])
 
 
 def _open(config: TrainingConfig) -> list[str]:

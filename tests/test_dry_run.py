@@ -470,4 +470,10 @@ def test_a_dry_run_for_two_processes_counts_the_examples_of_both(
 ) -> None:
     flags = ["--nproc", "2", "--training.per_device_train_batch_size=3", "--training.gradient_accumulation_steps=2"]
     assert main(["run", "train.yaml", "--dry-run", *flags]) == 0
-    assert "12 examples = 3 x 2 accumulated x 2 processes" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "12 examples = 3 x 2 accumulated x 2 processes" in printed.out
+    said = (
+        r"balance +tokens of the busiest process of a step / mean: 1\.\d{3} \(1\.\d{3} if examples were dealt in turn"
+    )
+    assert re.search(said, printed.out)
+    assert re.search(said, printed.err)  # the header of the run

@@ -67,6 +67,8 @@ class Printed:
         parts = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps} accumulated"
         processes = session.run.world.size
         self._line("batch", f"{plan.effective_batch_size:,} examples = {parts} x {processes} processes")
+        if plan.balance:
+            self._line("balance", f"tokens of the busiest process of a step / mean: {plan.balance}")
         self._line("per epoch", f"{plan.steps_per_epoch:,} steps")
         self._line("total", f"{plan.total_steps:,} steps")
         for step, rate in rates.items():

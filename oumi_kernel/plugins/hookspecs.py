@@ -138,6 +138,7 @@ class BuildHooks:
 
         What its `state_dict` gives is kept in checkpoints: tensors, numbers, texts, and mappings of these. One that
         keeps an average of the weights has `eval()`, which puts it into the model, and `train()`, which takes it out.
+        Several processes must take the same step: what it draws by chance follows from a seed of its own.
         """
 
     @hookspec(firstresult=True)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch
 
-from oumi_kernel.contracts import Run
+from oumi_kernel.contracts import Run, World
 from oumi_kernel.loading import load_text, split_overrides
 from oumi_kernel.plugins import Kernel, resolve, scan
 from tests.conftest import minimal_yaml
@@ -58,13 +58,15 @@ def groups_of(parameters: Tensors) -> list[dict[str, Any]]:
     ]
 
 
-def build(name: str, groups: list[dict[str, Any]], *flags: str) -> Any:
+def build(name: str, groups: list[dict[str, Any]], *flags: str, world: World | None = None) -> Any:
     """Return the product's optimizer."""
     common = [f"--training.{key}={value}" for key, value in SETTINGS.items()]
     loaded = load_text(minimal_yaml(), "c", split_overrides([f"--training.optimizer={name}", *common, *flags])[0])
     resolution = resolve(loaded, scan())
     resolution.raise_for_problems(strict=True)
-    return Kernel(resolution).build_optimizer(groups, Run(config=loaded.config, folder=loaded.folder))
+    return Kernel(resolution).build_optimizer(
+        groups, Run(config=loaded.config, folder=loaded.folder, world=world or World())
+    )
 
 
 def step(optimizers: Optimizers, parameters: Tensors, at: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from oumi_kernel import ConfigError
-from oumi_kernel.contracts import Run
+from oumi_kernel.contracts import Run, World
 from oumi_kernel.loading import load_text, split_overrides
 from oumi_kernel.plugins import Kernel, resolve, scan
 from tests.conftest import minimal_yaml
@@ -186,6 +186,14 @@ def test_norms_biases_and_embeddings_keep_32_bits_and_weights_8() -> None:
         for index, values in saved["state"].items()
     }
     assert quantised == {name: name not in ("embed.weight", "norm.weight") for name in parameters}
+
+
+def test_weights_are_not_rounded_by_chance_where_several_processes_have_copies_of_them() -> None:
+    pytest.importorskip("torchao")
+    flag = "--training.optimizer_kwargs.bf16_stochastic_round=true"
+    build("adamw_torch_8bit", groups_of(tensors()), flag)
+    with pytest.raises(ConfigError, match=r"bf16_stochastic_round: each process would round its copy"):
+        build("adamw_torch_8bit", groups_of(tensors()), flag, world=World(size=2))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

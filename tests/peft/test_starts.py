@@ -119,6 +119,20 @@ def test_eva_begins_where_the_data_varies_most(train: Train) -> None:
     torch.testing.assert_close(logits(opened(run.folder)), logits(AutoModelForCausalLM.from_pretrained(TINY)))
 
 
+def test_eva_begins_alike_whatever_the_batches_of_training(train: Train) -> None:
+    """A row alone has fewer tokens than the 64 directions that are looked for here."""
+    flags = (*LORA, *STILL, "--peft.lora_r=32", "--peft.lora_init_weights=eva")
+    expected = adapter(train(*flags, name="expected"))
+    found = adapter(train(*flags, "--training.per_device_train_batch_size=1"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_eva_with_more_directions_than_tokens_is_refused(train: Train) -> None:
+    with pytest.raises(ConfigError, match=r"EVA looks for 8000 directions, and .* have fewer tokens"):
+        train(*LORA, "--peft.lora_r=4000", "--peft.lora_init_weights=eva")
+
+
 DRAW = """
 import torch
 from oumi_kernel import Component, hookimpl

@@ -320,6 +320,30 @@ def test_several_processes_may_prepare_the_same_at_once(cache: Path) -> None:
     assert len(built.prepare("train", ROWS, TURNS)) == 40
 
 
+def slow_to_render(tokens: Any) -> Any:
+    """Make a row take a tenth of a second."""
+    work = "{% for i in range(300) %}{% for j in range(300) %}{% endfor %}{% endfor %}"
+    tokens.chat_template = work + tokens.chat_template
+    return tokens
+
+
+@pytest.mark.parametrize("ends", ["killed", "fails"])
+def test_when_the_process_that_prepares_ends_the_one_that_waits_for_it_does_its_work(cache: Path, ends: str) -> None:
+    built = trainer(slow_to_render(tokenizer()))
+    rows = ROWS[:16] if ends == "killed" else [*ROWS[:12], {"input_ids": ["one"]}]
+    first = in_a_fork(lambda: built.prepare("train", rows, TURNS) and None)
+    while not list(cache.with_name("prepared-locks").glob("*")):
+        time.sleep(0.01)
+    waiting = in_a_fork(lambda: built.prepare("train", rows, TURNS) and None)
+    time.sleep(0.1)
+    if ends == "killed":
+        os.kill(first, signal.SIGKILL)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in (first, waiting)]
+    assert codes == ([-signal.SIGKILL, 0] if ends == "killed" else [1, 1])
+    assert len(list(cache.glob("*.safetensors"))) == (3 if ends == "killed" else 1)  # no half of a block
+    assert not list(cache.glob(".tmp-*"))
+
+
 def test_a_folder_that_cannot_be_written_ends_the_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OUMI_CACHE_DIR", str(tmp_path / "file"))

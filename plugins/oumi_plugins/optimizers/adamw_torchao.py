@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from oumi_kernel import Component, Params, hookimpl
+from oumi_kernel import Component, ConfigError, Params, Problem, hookimpl
 from oumi_kernel.contracts import Run
 from oumi_plugins.optimizers.adam import adam_settings
 from oumi_plugins.optimizers.without_effect import NOT_SGD
@@ -31,8 +31,18 @@ class TorchAOAdamW8bit(Component):
 
     @hookimpl
     def oumi_build_optimizer(self, params: TorchAOParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:
-        """Return the optimizer."""
+        """Return the optimizer.
+
+        Raises:
+            ConfigError: Weights would be rounded by chance, and differently in each process.
+        """
         from oumi_plugins.optimizers import _torchao
+
+        if params.bf16_stochastic_round and run.world.size > 1:
+            message = "each process would round its copy of the weights by other numbers, and they would part."
+            path = "training.optimizer_kwargs.bf16_stochastic_round"
+            hint = "Leave it out, with weights in float32 (model.torch_dtype_str), or train in one process."
+            raise ConfigError(Problem(code="not-served", path=path, message=message, hint=hint))
 
         kind = getattr(_torchao, self.kind)
         return kind(groups, **adam_settings(run), bf16_stochastic_round=params.bf16_stochastic_round)

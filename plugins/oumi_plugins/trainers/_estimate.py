@@ -33,7 +33,7 @@ from oumi_plugins.trainers._fitting import advice
 from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._free import free_memory
 from oumi_plugins.trainers._optimizer_state import state_of
-from oumi_plugins.trainers._order import OrderedBatches
+from oumi_plugins.trainers._order import batches_of
 from oumi_plugins.trainers._packed import constants_bytes, elements
 from oumi_plugins.trainers._simulation import Usage, simulate
 from oumi_plugins.trainers._written import Written, bytes_of, written
@@ -142,10 +142,10 @@ def _passes(usage: Usage | str, tokens: int) -> tuple[Amount, Amount]:
 
 
 def _largest(examples: Sequence[Any], training: TrainingParams, world: World) -> list[Any]:
-    """Return the examples of the micro-batch of the first epoch that has most tokens."""
+    """Return the examples of the micro-batch of the first epoch that has most tokens, of whichever process it is."""
     lengths = token_counts(examples)
-    batches = OrderedBatches(lengths, training.per_device_train_batch_size, seed=training.data_seed, world=world)
-    largest = max((batch for batch in batches if batch), key=lambda batch: int(lengths[batch].sum()))
+    shares = (share for shares in batches_of(lengths, training, world).shares() for share in shares if share)
+    largest = max(shares, key=lambda share: int(lengths[share].sum()))
     return [examples[index] for index in largest]
 
 

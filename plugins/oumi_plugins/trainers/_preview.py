@@ -11,7 +11,7 @@ from oumi_kernel.config import TrainingParams
 from oumi_kernel.contracts import Row, World
 from oumi_kernel.rehearsal import Lengths, PreviewedExample, Token
 from oumi_plugins.trainers._examples import token_counts
-from oumi_plugins.trainers._order import OrderedBatches
+from oumi_plugins.trainers._order import batches_of
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
@@ -57,7 +57,7 @@ def lengths_of(examples: Sequence[Any], training: TrainingParams, ignore: int, w
     """Return how long examples are, and how much padding the batches of the first epoch would have."""
     lengths = token_counts(examples)
     supervised = sum(int(np.count_nonzero(np.asarray(example["labels"][1:]) != ignore)) for example in examples)
-    batches = micro_batches(lengths, training, world)
+    batches = [lengths[share] for shares in batches_of(lengths, training, world).shares() for share in shares if share]
     padded = sum(int(batch.max()) * len(batch) for batch in batches)
     total = int(lengths.sum())
     median, p95 = np.percentile(lengths, (50, 95), method="inverted_cdf")
@@ -70,12 +70,6 @@ def lengths_of(examples: Sequence[Any], training: TrainingParams, ignore: int, w
         supervised=supervised,
         padding=1 - total / padded,
     )
-
-
-def micro_batches(lengths: Any, training: TrainingParams, world: World) -> list[Any]:
-    """Return the lengths of the examples of each micro-batch that this process has in the first epoch."""
-    size, seed = training.per_device_train_batch_size, training.data_seed
-    return [lengths[batch] for batch in OrderedBatches(lengths, size, seed=seed, world=world) if batch]
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> str:

@@ -21,11 +21,11 @@ from oumi_plugins.trainers._cache import Cache, user_folder
 from oumi_plugins.trainers._compiling import repeated_layers
 from oumi_plugins.trainers._encoding import Settings, limit_of
 from oumi_plugins.trainers._estimate import estimate
-from oumi_plugins.trainers._examples import Examples
+from oumi_plugins.trainers._examples import Examples, token_counts
 from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._loop import Loop
 from oumi_plugins.trainers._miniature import Unasked, miniature
-from oumi_plugins.trainers._order import epoch_order
+from oumi_plugins.trainers._order import balance_of, epoch_order
 from oumi_plugins.trainers._parameters import parameter_groups
 from oumi_plugins.trainers._preparation import Preparation
 from oumi_plugins.trainers._preview import lengths_of, previews, tokens_of
@@ -72,9 +72,9 @@ class SftTrainer:
 
     def plan(self, examples: Mapping[str, Sequence[Any]]) -> Plan:
         """Return the number of optimizer steps; the last window of an epoch may be smaller and counts."""
-        training = self._run.config.training
+        training, world = self._run.config.training, self._run.world
         count = len(examples["train"])
-        together = training.per_device_train_batch_size * self._run.world.size
+        together = training.per_device_train_batch_size * world.size
         per_epoch = math.ceil(math.ceil(count / together) / training.gradient_accumulation_steps)
         by_epochs = math.ceil(round(per_epoch * training.num_train_epochs, 6))  # 0.55 * 100 is more than 55
         return Plan(
@@ -82,6 +82,7 @@ class SftTrainer:
             steps_per_epoch=per_epoch,
             examples=count,
             effective_batch_size=together * training.gradient_accumulation_steps,
+            balance=balance_of(token_counts(examples["train"]), training, world) if world.size > 1 else None,
         )
 
     def parameter_groups(self, model: nn.Module) -> Sequence[dict[str, Any]]:
