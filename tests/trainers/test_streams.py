@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from oumi_kernel import DataError
 from oumi_kernel.contracts import Prepared, Run, Session, World
 from oumi_kernel.loading import load_text, to_yaml
 from oumi_kernel.plugins import Kernel, resolve, scan
@@ -127,23 +126,3 @@ def test_after_nine_tenths_of_an_epoch_only_what_is_left_is_read_and_nothing_is_
     reads(tmp_path)  # the first example is looked at when a loader is made
     assert [list(steps(one, 0, DONE)) for one in loaders] == [part[DONE // STEP :] for part in whole]
     assert len(reads(tmp_path)) == ROWS - DONE
-
-
-def test_processes_with_other_examples_are_refused(tmp_path: Path) -> None:
-    """Each gets the sum that it would get beside the other one, of which the second has a row less."""
-    (tmp_path / "other").mkdir()
-    same = [session(tmp_path, 1, World(rank=rank, size=2)) for rank in range(2)]
-    other = session(tmp_path / "other", 1, World(rank=1, size=2), rows=66)
-    marks: list[Any] = []
-
-    def add(values: Any, what: str) -> Any:
-        marks.append(values)
-        return sum(marks)
-
-    for one in (*same, other):
-        one.strategy.reduce_sum = add  # pyright: ignore[reportAttributeAccessIssue]
-    for one in same:
-        loader(one)
-    del marks[1:]
-    with pytest.raises(DataError, match=r"have the same examples; those of process 1 are train 66 \([0-9a-f]{12}\)"):
-        loader(other)

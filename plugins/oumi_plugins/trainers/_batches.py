@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from oumi_kernel import DataError
 from oumi_kernel.contracts import Session
 from oumi_kernel.manifest import fingerprint
 from oumi_plugins.trainers._examples import token_counts
-from oumi_plugins.trainers._fingerprint import digest
 from oumi_plugins.trainers._order import RowBatches, batches_of
 
 Batch = tuple[dict[str, Any], int]
@@ -61,7 +59,6 @@ class Batches:
         ignored = IGNORE if training.label_ignore_index is None else training.label_ignore_index
         first = session.examples["train"][0]["input_ids"][:1]
         self._nothing = {"input_ids": first, "labels": [ignored]}
-        self._check_all_have_the_same()
 
     @property
     def order_follows_from(self) -> dict[str, int | str]:
@@ -91,23 +88,6 @@ class Batches:
         size, rows = self._training.per_device_eval_batch_size, len(self._session.examples[split])
         turns = RowBatches(rows, size, self._session.run.world)
         yield from _iterate(self._loader(split, batch_sampler=turns))
-
-    def _check_all_have_the_same(self) -> None:
-        """Refuse to deal out examples that another process does not have, such as one on a machine with other files.
-
-        Raises:
-            DataError: There is such a process.
-        """
-        contents = [(name, len(rows), fingerprint(rows)) for name, rows in self._session.examples.items()]
-        mark = int(digest(repr(contents).encode())[:12], 16)
-        marks = self._session.strategy.reduce_sum(torch.tensor([1, mark]), "what the examples are")
-        processes, together = marks.tolist()
-        if together != processes * mark:
-            found = ", ".join(f"{name} {count:,} ({(content or '?')[:12]})" for name, count, content in contents)
-            raise DataError(
-                f"the processes do not have the same examples; those of process {self._session.run.world.rank} are "
-                f"{found}. Each must read the same files, with the same configuration and the same libraries."
-            )
 
     def _loader(self, split: str, **options: Any) -> DataLoader[Any]:
         if split not in self._loaders:
