@@ -35,15 +35,17 @@ def train_in_turn(folder: Path, runs: Mapping[str, Sequence[str]], *, processes:
     """
     arguments = json.dumps({name: [_free_port(), list(flags)] for name, flags in runs.items()})
     started = [_start(folder, arguments, rank, processes) for rank in range(processes)]
-    deadline = time.monotonic() + 600
-    while any(process.poll() is None for process in started) and time.monotonic() < deadline:
-        if any(process.poll() for process in started):
-            break
-        time.sleep(0.05)
-    time.sleep(0.5 * any(process.poll() for process in started))  # what another one has to say about it
-    for process in started:
-        process.kill()
-        process.wait()
+    deadline = time.monotonic() + 500
+    try:
+        while any(process.poll() is None for process in started) and time.monotonic() < deadline:
+            if any(process.poll() for process in started):
+                time.sleep(0.5)  # what another one has to say about it
+                break
+            time.sleep(0.05)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
     texts = [_said(folder, rank).read_text() for rank in range(processes)]
     assert all(process.returncode == 0 for process in started), "\n".join(text[-2000:] for text in texts)
 
