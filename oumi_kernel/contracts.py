@@ -28,11 +28,13 @@ class World(msgspec.Struct, frozen=True):
         rank: 0 to size - 1; rank 0 writes files and prints.
         local_rank: Rank on this machine, which is its device index.
         size: Number of processes.
+        nodes: Number of machines, each with as many of them.
     """
 
     rank: int = 0
     local_rank: int = 0
     size: int = 1
+    nodes: int = 1
 
     @property
     def is_main(self) -> bool:

@@ -78,12 +78,14 @@ def world_from(environment: Mapping[str, str] = os.environ) -> World:
     names = launcher.rank, launcher.local_rank, launcher.size
     try:
         rank, local_rank, size = (int(environment.get(name, "0")) for name in names)
+        here = int(environment.get("LOCAL_WORLD_SIZE", size))
     except ValueError as error:
-        raise ConfigError(f"{', '.join(names)} in the environment must be whole numbers: {error}.") from error
+        shown = ", ".join((*names, "LOCAL_WORLD_SIZE"))
+        raise ConfigError(f"{shown} in the environment must be whole numbers: {error}.") from error
     if not 0 <= rank < size:
         message = f"{launcher.rank}={rank} in the environment must be from 0 to one less than {launcher.size}={size}."
         raise ConfigError(message)
-    return World(rank=rank, local_rank=local_rank, size=size)
+    return World(rank=rank, local_rank=local_rank, size=size, nodes=max(1, size // max(1, here)))
 
 
 def is_worker(environment: Mapping[str, str] = os.environ) -> bool:

@@ -79,29 +79,79 @@ class Amount(msgspec.Struct, frozen=True, kw_only=True):
     how: str
 
 
+class Exchange(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process sends to others in one optimizer step.
+
+    Attributes:
+        what: What it sends.
+        bytes: How many bytes, over all micro-batches of the step.
+        how: By which operation, and how often.
+        processes: How many take part.
+        nodes: On how many machines these are.
+    """
+
+    what: str
+    bytes: int
+    how: str
+    processes: int
+    nodes: int = 1
+
+
+class Division(msgspec.Struct, frozen=True, kw_only=True):
+    """How a strategy divides what a run holds between its processes. Without arguments: a process holds all of it.
+
+    Attributes:
+        weights: How many processes hold the weights once between them.
+        gradients: The same of gradients.
+        optimizer_state: The same of the optimizer's state.
+        number_format: In which the model computes, such as `bfloat16`; empty: in that of its weights, or as autocast
+            says.
+        float32_copies: Whether weights and gradients are held in `number_format`, and the optimizer steps copies in
+            float32, which are divided as its state is.
+        parts: What a process holds on its device beside that.
+        host: What rests in the host's memory: `weights`, `gradients`, `optimizer state`, `float32 copies`.
+        traffic: What a process sends.
+    """
+
+    weights: int = 1
+    gradients: int = 1
+    optimizer_state: int = 1
+    number_format: str = ""
+    float32_copies: bool = False
+    parts: tuple[Amount, ...] = ()
+    host: frozenset[str] = frozenset()
+    traffic: tuple[Exchange, ...] = ()
+
+
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """What one process of the run will need.
 
     Attributes:
+        processes: How many there are; each needs as much.
         parameters: Parameters of the model, tied ones once.
         trained: Those of them that train.
         device: Where the memory is: `cpu`, or the accelerator's name.
         memory: The parts of the memory.
         peak_bytes: The most that is needed at one time, beside what Python and the libraries take; not the sum of the
             parts, as not all are there at once.
-        free_bytes: Memory that is free on the device now; None where that is not known.
+        free_bytes: Memory that is free on the device now, a process's share on a CPU; None where that is not known.
+        host: What rests in the host's memory.
+        traffic: What is sent to other processes in a step.
         disk: What will be written into the output folder.
         free_disk_bytes: What is free there now.
         notes: Further facts about the first step, in sentences.
         unchecked: What could not be checked, and why.
     """
 
+    processes: int = 1
     parameters: int
     trained: int
     device: str
     memory: tuple[Amount, ...]
     peak_bytes: int
     free_bytes: int | None
+    host: tuple[Amount, ...] = ()
+    traffic: tuple[Exchange, ...] = ()
     disk: tuple[Amount, ...]
     free_disk_bytes: int
     notes: tuple[str, ...] = ()
@@ -127,6 +177,19 @@ class ChecksState(Protocol):
 
         Raises:
             CheckpointError: A file is missing, damaged, or does not fit the model.
+        """
+        ...
+
+
+@runtime_checkable
+class Divides(Protocol):
+    """What a strategy of several processes may offer beside `Strategy`, for the estimate of a dry run."""
+
+    def division(self, model: Any) -> Division:
+        """Return how it divides a model between the processes of the run.
+
+        Args:
+            model: The model without weights, from which sizes are read.
         """
         ...
 

@@ -477,3 +477,19 @@ def test_a_dry_run_for_two_processes_counts_the_examples_of_both(
     )
     assert re.search(said, printed.out)
     assert re.search(said, printed.err)  # the header of the run
+
+
+def test_a_dry_run_for_several_processes_says_what_each_and_all_hold_and_send(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parameters = 158_016
+    text = report(capsys, "--nproc", "4", "--training.per_device_train_batch_size=1")
+    assert "memory of each of 4 processes on cpu (an estimate)" in text
+    assert re.search(r"gradients +617.2 KiB x 4 = 2.4 MiB +parameters that train", text)  # 4 bytes a parameter
+    sent = 2 * 3 * 4 * parameters / 4 / 1024
+    assert re.search(rf"gradients +{sent:.1f} KiB +all-reduce, once, among 4 processes", text)
+    assert f"in all           {sent:.1f} KiB x 4 = {4 * sent / 1024:.1f} MiB" in text
+    alone = report(capsys)
+    assert "memory of one process on cpu (an estimate)" in alone
+    assert " x " not in alone.split("memory of one process")[1]
+    assert "sent by" not in alone

@@ -76,14 +76,19 @@ class Printed:
 
     def estimate(self, estimate: Estimate) -> None:
         """Print what the run needs, against what is free."""
-        self._title(f"memory of one process on {estimate.device} (an estimate)")
+        several = estimate.processes
+        self._title(f"memory of {_each(several)} on {estimate.device} (an estimate)")
         self._line("parameters", f"{estimate.trained:,} of {estimate.parameters:,} train")
         for amount in estimate.memory:
-            self._amount(amount)
-        self._line(
-            "at the peak", f"{_size(estimate.peak_bytes)}, beside Python, the libraries, and what the allocator keeps"
-        )
+            self._amount(amount, several)
+        beside = "beside Python, the libraries, and what the allocator keeps"
+        self._line("at the peak", f"{_of_all(estimate.peak_bytes, several)}, {beside}")
         self._free("memory", estimate.peak_bytes, estimate.free_bytes)
+        if estimate.host:
+            self._title(f"memory of {_each(several)} on the host (an estimate)")
+        for amount in estimate.host:
+            self._amount(amount, several)
+        self._traffic(estimate)
         self._title("disk (an estimate)")
         for amount in estimate.disk:
             self._amount(amount)
@@ -91,6 +96,17 @@ class Printed:
         self._free("disk", needed, estimate.free_disk_bytes)
         for note in estimate.notes:
             self._line("note", note)
+
+    def _traffic(self, estimate: Estimate) -> None:
+        """Print what a process sends in a step, and with whom."""
+        if not estimate.traffic:
+            return
+        self._title("sent by each process in a step (an estimate)")
+        for exchange in estimate.traffic:
+            among = f"{exchange.how}, among {exchange.processes:,} processes"
+            among += f" on {exchange.nodes:,} machines" if exchange.nodes > 1 else ""
+            self._line(exchange.what, f"{_size(exchange.bytes):<12} {among}")
+        self._line("in all", _of_all(sum(exchange.bytes for exchange in estimate.traffic), estimate.processes))
 
     def missing(self, what: str) -> None:
         """Print what could not be shown or checked."""
@@ -105,8 +121,9 @@ class Printed:
                 text = f"WARNING: {_size(needed)} of {what} will not fit into the {_size(free)} that are free."
                 self._console.print(Text(text, style=WARNING))
 
-    def _amount(self, amount: Amount) -> None:
-        self._line(amount.what, f"{'?' if amount.bytes is None else _size(amount.bytes):<12} {amount.how}")
+    def _amount(self, amount: Amount, processes: int = 1) -> None:
+        size = "?" if amount.bytes is None else _of_all(amount.bytes, processes)
+        self._line(amount.what, f"{size:<{12 if processes == 1 else 30}} {amount.how}")
 
     def _title(self, text: str) -> None:
         self._console.print(Text(f"\n{text}", style=TITLE))
@@ -124,6 +141,15 @@ def _size(count: float) -> str:
     while count >= 1024 and unit < len(UNITS) - 1:
         count, unit = count / 1024, unit + 1
     return f"{count:.1f} {UNITS[unit]}" if unit else f"{count:.0f} bytes"
+
+
+def _each(processes: int) -> str:
+    return "one process" if processes == 1 else f"each of {processes:,} processes"
+
+
+def _of_all(size: int, processes: int) -> str:
+    """Return what one process has, and all of them."""
+    return _size(size) if processes == 1 else f"{_size(size)} x {processes:,} = {_size(size * processes)}"
 
 
 def _harmless(text: str) -> str:

@@ -53,7 +53,7 @@ class Launch:
             self._refuse_beside(launcher)
             return Processes(per_node=1), world_from()
         processes = self._processes()
-        return processes, World(size=processes.size)
+        return processes, World(size=processes.size, nodes=processes.nodes)
 
     def _check(self) -> None:
         from oumi_kernel.errors import ConfigError

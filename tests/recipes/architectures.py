@@ -63,6 +63,7 @@ def _gemma_with_vision(*sizes: int, head: int) -> dict[str, Any]:
 
 _LLAMA_8B = Architecture("llama", _sizes(4096, 32, 32, 8, 14336, **_LLAMA, **_UNTIED), 8_030_261_248)
 _LLAMA_70B = Architecture("llama", _sizes(8192, 80, 64, 8, 28672, **_LLAMA, **_UNTIED), 70_553_706_496)
+_LLAMA_405B = Architecture("llama", _sizes(16384, 126, 128, 8, 53248, **_LLAMA, **_UNTIED), 405_853_388_800)
 _MISTRAL_7B = Architecture("mistral", _sizes(4096, 32, 32, 8, 14336, vocab_size=32000, **_MISTRAL), 7_241_732_096)
 
 ARCHITECTURES = {
@@ -82,6 +83,7 @@ ARCHITECTURES = {
     ),
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA_8B,
     "meta-llama/Llama-3.1-70B-Instruct": _LLAMA_70B,
+    "meta-llama/Llama-3.1-405B-Instruct": _LLAMA_405B,
     "meta-llama/Llama-3.3-70B-Instruct": _LLAMA_70B,
     "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": _LLAMA_8B,
     "deepseek-ai/DeepSeek-R1-Distill-Llama-70B": _LLAMA_70B,

@@ -45,7 +45,7 @@ def _rehearse(recipe: Path, folder: Path) -> dict[str, Any]:
     report = _Kept()
     try:
         config = load_config(recipe).config
-        _publish(config.model.model_name, folder / "hub/hub")
+        publish(config.model.model_name, folder / "hub/hub")
         rows = [{"dataset_name": "text_sft", "dataset_path": str(folder / "rows.jsonl")}]
         flags = [f"--data.{split}.datasets={json.dumps(rows)}" for split in _splits(config)]
         overrides, _ = split_overrides([*flags, *UNSAVED, f"--training.output_dir={folder / 'output'}"])
@@ -60,7 +60,7 @@ def _splits(config: Any) -> list[str]:
     return [name for name in ("train", "validation") if getattr(config.data, name).datasets]
 
 
-def _publish(name: str, hub: Path) -> None:
+def publish(name: str, hub: Path) -> None:
     """Put a model without weights where the library of the hub keeps what it has fetched."""
     from tests.recipes.architectures import ARCHITECTURES, config_of
 

@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from oumi_kernel import ConfigError, Problem
 from oumi_kernel.contracts import Prepared, Run
 from oumi_kernel.launch import is_worker
+from oumi_kernel.rehearsal import Division
+from oumi_plugins.strategies._division import replicated, sizes_of
 from oumi_plugins.strategies._group import Group, device_of
 from oumi_plugins.strategies._preflight import preflight
 from oumi_plugins.strategies._single import SingleStrategy
@@ -72,6 +74,11 @@ class DdpStrategy(SingleStrategy):
         )
         torch.manual_seed(self._training.seed + self._world.rank)  # dropout differs between processes
         return prepared
+
+    def division(self, model: Any) -> Division:
+        """Return that each process has all of the model, and that gradients are summed."""
+        (whole,) = sizes_of(model)
+        return replicated(whole, self._world)
 
     def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what a function of the model returns, so that its backward pass exchanges gradients."""

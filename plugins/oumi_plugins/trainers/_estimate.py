@@ -13,6 +13,9 @@ At the peak, weights and optimizer state are there, and the most that the micro-
 it. On a CPU, where the strategy has glibc keep what is freed, what is kept does not fit all that comes: `KEPT` of all
 but the weights comes on top, as it was measured. A checkpoint is written from a copy of the weights or of the
 optimizer's state, when there are no activations, and from memory that was kept.
+
+A strategy of several processes says how it divides that (`Divides`): each process has its share of weights, gradients
+and optimizer state, whole units of weights for a time, and the activations of its own micro-batch.
 """
 
 from __future__ import annotations
@@ -20,27 +23,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
-from oumi_kernel.config import TrainingParams
-from oumi_kernel.contracts import Session, World
+from oumi_kernel.contracts import Session
 from oumi_kernel.rehearsal import Amount, Estimate
-from oumi_plugins.trainers._examples import token_counts
 from oumi_plugins.trainers._fitting import advice
 from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._free import free_memory
-from oumi_plugins.trainers._optimizer_state import state_of
-from oumi_plugins.trainers._order import batches_of
-from oumi_plugins.trainers._packed import constants_bytes, elements
-from oumi_plugins.trainers._simulation import Usage, simulate
-from oumi_plugins.trainers._written import Written, bytes_of, written
+from oumi_plugins.trainers._needs import Needs, largest
+from oumi_plugins.trainers._packed import elements
+from oumi_plugins.trainers._simulation import Usage
+from oumi_plugins.trainers._written import Written
+from oumi_plugins.trainers.memory import LESS
 from oumi_plugins.trainers.sft import SftParams
-
-KEPT = 0.25
-"""Share of what comes and goes that glibc holds beside it when it keeps freed memory: 0.2 to 0.27 was measured."""
 
 
 def estimate(
@@ -56,79 +52,37 @@ def estimate(
         notes: What else is known about the first step.
     """
     training = session.run.config.training
-    needs = _Needs(session, skeleton, params, asked)
+    needs = Needs(session, skeleton, params, asked)
     usage = needs.usage(training)
     kept, peak = needs.kept(usage, training), needs.peak(usage, training)
-    examples = _largest(session.examples["train"], training, session.run.world)
-    gradients = _gradients(needs.trained, params)
+    examples = largest(session.examples["train"], training, session.run.world)
     passes = _passes(usage, sum(len(one["input_ids"]) for one in examples))
     device, free = free_memory()
+    if free is not None and device == "cpu":  # which the processes of a machine share
+        free //= session.run.world.size // session.run.world.nodes
     if free is not None and peak > free:
-        held = {"weights": needs.weights, "gradients": gradients.bytes or 0, "optimizer state": needs.state.bytes}
+        held = {amount.what: amount.bytes or 0 for amount in needs.device if amount.what in LESS}
         held["activations and logits"] = sum(amount.bytes or 0 for amount in passes)
         notes = [*notes, *advice(held, training, needs.peak_with, free)]
     packed, parameters = elements(skeleton), list(skeleton.parameters())
     return Estimate(
+        processes=session.run.world.size,
         parameters=sum(packed.get(id(parameter), parameter.numel()) for parameter in parameters),
         trained=sum(parameter.numel() for parameter in needs.trained),
         device=device,
         memory=(
-            Amount(what="weights", bytes=needs.weights, how="every parameter once"),
-            gradients,
-            Amount(what="optimizer state", bytes=needs.state.known, how="as a step without numbers leaves it"),
+            *needs.device,
             *passes,
             *([Amount(what="allocator", bytes=kept, how="freed memory that is kept for speed")] if kept else []),
         ),
         peak_bytes=peak,
         free_bytes=free,
+        host=needs.host,
+        traffic=needs.division.traffic,
         disk=tuple(_disk(session, needs.files, needs.state.saved_bytes, params.save_total_limit)),
         free_disk_bytes=shutil.disk_usage(_nearest(session.run.output_dir)).free,
         notes=tuple(notes),
     )
-
-
-class _Needs:
-    """What a run needs whatever its settings, and what it needs with some of them."""
-
-    def __init__(self, session: Session, skeleton: nn.Module, params: SftParams, asked: Forward) -> None:
-        self._session, self._skeleton, self._params, self._asked = session, skeleton, params, asked
-        parameters = list(skeleton.parameters())
-        self.trained = [parameter for parameter in parameters if parameter.requires_grad]
-        self.state = state_of(session, skeleton)
-        self.weights = bytes_of([*parameters, *skeleton.buffers()]) + constants_bytes(skeleton)
-        self.files = written(session, self.weights)
-        self._keeps_freed: bool = getattr(session.strategy, "keeps_freed_memory", False)
-
-    def usage(self, settings: TrainingParams) -> Usage | str:
-        """Return what the largest micro-batch needs, or why that is not known."""
-        session = self._session
-        batch = session.collators["train"](_largest(session.examples["train"], settings, session.run.world))
-        return simulate(self._skeleton, batch, settings, self._params, self._asked)
-
-    def kept(self, usage: Usage | str, settings: TrainingParams) -> int:
-        """Return the bytes that are held beside what a step needs."""
-        keeps = self._keeps_freed and not settings.enable_gradient_checkpointing
-        return round(KEPT * self._stepping(usage)) if keeps else 0
-
-    def peak(self, usage: Usage | str, settings: TrainingParams) -> int:
-        """Return the most at one time: in a step, or while a checkpoint is written."""
-        saving = _saving(settings, self.files, self.state.saved_bytes) + self.state.saved_bytes
-        return self.weights + max(self._stepping(usage) + self.kept(usage, settings), saving)
-
-    def peak_with(self, settings: TrainingParams) -> int | None:
-        """Return the peak with other settings; None where it is not known."""
-        usage = self.usage(settings)
-        return self.peak(usage, settings) if isinstance(usage, Usage) else None
-
-    def _stepping(self, usage: Usage | str) -> int:
-        most = max(usage.forward, usage.backward) if isinstance(usage, Usage) else bytes_of(self.trained)
-        return self.state.bytes + most
-
-
-def _gradients(trained: Sequence[torch.Tensor], params: SftParams) -> Amount:
-    if params.optimizer_in_backward:
-        return Amount(what="gradients", bytes=max(bytes_of([one]) for one in trained), how="one parameter at a time")
-    return Amount(what="gradients", bytes=bytes_of(trained), how="parameters that train")
 
 
 def _passes(usage: Usage | str, tokens: int) -> tuple[Amount, Amount]:
@@ -138,24 +92,6 @@ def _passes(usage: Usage | str, tokens: int) -> tuple[Amount, Amount]:
     return (
         Amount(what="activations", bytes=usage.activations, how=f"{tokens:,} tokens of the largest micro-batch"),
         Amount(what="logits", bytes=usage.logits, how="with the gradient of the head, which is made with the loss"),
-    )
-
-
-def _largest(examples: Sequence[Any], training: TrainingParams, world: World) -> list[Any]:
-    """Return the examples of the micro-batch of the first epoch that has most tokens, of whichever process it is."""
-    lengths = token_counts(examples)
-    shares = (share for shares in batches_of(lengths, training, world).shares() for share in shares if share)
-    largest = max(shares, key=lambda share: int(lengths[share].sum()))
-    return [examples[index] for index in largest]
-
-
-def _saving(training: TrainingParams, files: Written, state: int) -> int:
-    """Return the bytes of the copy from which a checkpoint or the model is written, and of a base read again here."""
-    checkpoints = bool(training.save_steps or training.save_epoch)
-    base = 0 if torch.cuda.is_available() else files.base
-    return max(
-        max(files.checkpoint, state) if checkpoints else 0,
-        max(files.checkpoint, base) if training.save_final_model else 0,
     )
 
 

@@ -49,19 +49,20 @@ class OptimizerState(msgspec.Struct, frozen=True):
         return self.known or 0
 
 
-def state_of(session: Session, skeleton: nn.Module) -> OptimizerState:
+def state_of(session: Session, skeleton: nn.Module, dtype: torch.dtype | None = None) -> OptimizerState:
     """Return what the optimizer of a rehearsal will keep.
 
     Args:
         session: The session of a rehearsal; its model is the miniature.
         skeleton: The model without weights.
+        dtype: Number format of what is stepped; None: that of the weights.
     """
     small, real = dict(session.prepared.model.named_parameters()), dict(skeleton.named_parameters())
     optimizer = session.prepared.optimizer
     use_trained(optimizer)
     if small.keys() != real.keys() or not _step(optimizer, small):  # a strategy has put parameters together
         return OptimizerState()
-    tried, complete = _without_storage(session, skeleton)
+    tried, complete = _without_storage(session, skeleton, dtype)
     found: list[int] = []
     for switch in (use_trained, use_averages):
         scaled = {name: _scaled(kept, small[name], real[name]) for name, kept in _of(optimizer, switch).items()}
@@ -80,13 +81,14 @@ def tensors_in(tree: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
             yield from tensors_in(value, f"{path}/{key}")
 
 
-def _without_storage(session: Session, skeleton: nn.Module) -> tuple[Any, set[str]]:
+def _without_storage(session: Session, skeleton: nn.Module, dtype: torch.dtype | None) -> tuple[Any, set[str]]:
     """Return an optimizer that has stepped parameters without storage, and those of which its state is complete."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def empty(tensor: torch.Tensor) -> torch.Tensor:
+        converted = dtype if tensor.is_floating_point() else None
         with mode:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            return torch.empty(tensor.shape, dtype=converted or tensor.dtype, device="cpu")
 
     model = filled(skeleton, empty)
     try:

@@ -2,13 +2,17 @@
 
 The model, its attention, the loss in chunks, what is computed again and what is stepped in the backward pass are those
 of the run; only the tensors are torch's `FakeTensor`. So there is no formula to keep up with any of them.
+
+Where gradients are divided between processes, each whole one is let go as soon as it is there, and a process's share
+of it is counted from then on.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -28,11 +32,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from oumi_kernel.config import MixedPrecisionDtype, TrainingParams
+from oumi_kernel.rehearsal import Division
 from oumi_plugins.trainers import _attention
 from oumi_plugins.trainers._forward import REFUSALS, Forward
 from oumi_plugins.trainers._miniature import filled
 from oumi_plugins.trainers._packed import unpacked
 from oumi_plugins.trainers._recomputing import recompute_activations
+from oumi_plugins.trainers._shares import divides_gradients, gradient_shares, number_format
 from oumi_plugins.trainers.sft import SftParams
 
 DTYPES = {MixedPrecisionDtype.BF16: torch.bfloat16, MixedPrecisionDtype.FP16: torch.float16}
@@ -88,6 +94,11 @@ class Live(TorchDispatchMode):
                 self._note(tensor.untyped_storage())
         return result
 
+    def hold(self, size: int) -> None:
+        """Count bytes of which there is no tensor here."""
+        self.now += size
+        self.most = max(self.most, self.now)
+
     def peak(self) -> int:
         """Return the most at one time since this was asked before."""
         most, self.most = self.most, self.now
@@ -98,8 +109,7 @@ class Live(TorchDispatchMode):
         if key in self._known:
             return
         self._known.add(key)
-        self.now += storage.nbytes()
-        self.most = max(self.most, self.now)
+        self.hold(storage.nbytes())
         weakref.finalize(storage, self._free, key, storage.nbytes()).atexit = False
 
     def _free(self, key: int, size: int) -> None:
@@ -108,7 +118,12 @@ class Live(TorchDispatchMode):
 
 
 def simulate(
-    skeleton: nn.Module, batch: Mapping[str, Any], training: TrainingParams, params: SftParams, asked: Forward
+    skeleton: nn.Module,
+    batch: Mapping[str, Any],
+    training: TrainingParams,
+    params: SftParams,
+    asked: Forward,
+    division: Division,
 ) -> Usage | str:
     """Return what a micro-batch needs; or why that cannot be found out.
 
@@ -118,17 +133,21 @@ def simulate(
         training: Number format, accumulation, and whether activations are computed again.
         params: What else saves memory.
         asked: How a model of this architecture computes losses.
+        division: What the strategy does with its gradients, and the number format in which it computes.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    computed = number_format(division)
 
     def empty(tensor: torch.Tensor) -> torch.Tensor:
+        converted = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
         with mode:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            return torch.empty(tensor.shape, dtype=(converted and computed) or tensor.dtype, device=device)
 
     _attention.forget_masks()
     try:
-        model: Any = filled(unpacked(skeleton), empty).train()
+        plain = unpacked(skeleton)
+        model: Any = filled(plain, empty).train()
         for module in model.modules():
             vars(module).pop("forward", None)  # a kernel in its place, which does not run without storage
         _switch_on(model, training, params)
@@ -141,8 +160,11 @@ def simulate(
         placed = {name: empty(value) if isinstance(value, torch.Tensor) else value for name, value in laid.items()}
         inputs = [value for value in placed.values() if isinstance(value, torch.Tensor)]
         live = Live(device, [*model.parameters(), *model.buffers(), *inputs])
+        shares = gradient_shares((one for one in plain.parameters() if one.requires_grad), division)
         with mode, live:
-            return _counted(model, forward, placed, live, training)
+            _begin_gradients(model, shares if divides_gradients(division) else None, live, training)
+            dtype = None if computed else DTYPES.get(training.mixed_precision_dtype)
+            return _counted(model, forward, placed, live, torch.autocast(device, dtype) if dtype else nullcontext())
     except UNKNOWN as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     finally:
@@ -167,18 +189,43 @@ def _let_go(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-def _counted(
-    model: nn.Module, forward: Forward, placed: Mapping[str, Any], live: Live, training: TrainingParams
-) -> Usage:
-    if training.gradient_accumulation_steps > 1:
-        for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+def _begin_gradients(model: nn.Module, shares: Sequence[int] | None, live: Live, training: TrainingParams) -> None:
+    """Make what earlier micro-batches left, and divide those of this one.
+
+    Args:
+        model: The model.
+        shares: Bytes of each gradient that this process keeps; None: each is whole.
+        live: What counts them.
+        training: How many micro-batches there are.
+    """
+    accumulated = training.gradient_accumulation_steps > 1
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if shares is None:
+        for parameter in trained if accumulated else ():
             parameter.grad = torch.empty_like(parameter)
+        return
+    if accumulated:
+        live.hold(sum(shares))
+
+    def keep(size: int, parameter: torch.Tensor) -> None:
+        _let_go(parameter)
+        live.hold(0 if accumulated else size)
+
+    for parameter, size in zip(trained, shares, strict=True):
+        parameter.register_post_accumulate_grad_hook(partial(keep, size))
+
+
+def _counted(
+    model: nn.Module,
+    forward: Forward,
+    placed: Mapping[str, Any],
+    live: Live,
+    computing: AbstractContextManager[Any],
+) -> Usage:
     earlier = live.now
     kept: list[int] = []
     (forward.decoder or model).register_forward_hook(lambda *_: kept.append(live.now - earlier))
-    device = next(model.parameters()).device.type
-    dtype = DTYPES.get(training.mixed_precision_dtype)
-    with torch.autocast(device, dtype) if dtype else nullcontext():
+    with computing:
         loss = forward.loss(placed)
     most = live.peak()
     (loss / 1).backward()

@@ -1,0 +1,104 @@
+"""The estimate of one of several processes, against what two real ones take and exchange."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from oumi_kernel.cli.configuration import open_sound_config
+from oumi_kernel.contracts import World
+from oumi_kernel.dry_run import dry_run
+from oumi_kernel.loading import split_overrides
+from oumi_kernel.plugins import resolve
+from oumi_kernel.rehearsal import Estimate
+from tests.conftest import QUICKSTART
+from tests.trainers.test_estimate import ON_A_CPU, Collected, configure, long_rows
+
+pytestmark = [pytest.mark.slow, ON_A_CPU]
+
+RUN = """
+import json, math, sys
+import torch
+from oumi_kernel.cli.configuration import open_sound_config
+from oumi_kernel.launch import world_from
+from oumi_kernel.loading import split_overrides
+from oumi_kernel.plugins import resolve
+from oumi_kernel.run import run_training
+
+overrides, _ = split_overrides(sys.argv[2:])
+loaded, catalogue = open_sound_config(sys.argv[1], overrides)
+world = world_from()
+with torch.profiler.profile(record_shapes=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    run_training(loaded, resolve(loaded, catalogue, world_size=world.size), world)
+numbers = {}
+for event in profile.events():
+    if event.name.startswith("gloo:"):
+        shapes = [shape for shape in event.input_shapes if shape]
+        numbers[event.name] = numbers.get(event.name, 0) + sum(math.prod(shape) for shape in shapes[:1])
+with open("/proc/self/status") as file:
+    peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
+print(json.dumps({"peak": peak, "numbers": numbers}))
+"""
+
+
+class Measured(NamedTuple):
+    """The peak of the resident memory of a process, and operation -> numbers that it put into exchanges."""
+
+    peak: int
+    numbers: dict[str, int]
+
+
+def measured(config: Path, *flags: str) -> Measured:
+    """Return what the second of two processes took and sent."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", RUN, str(config), *flags]
+    started = [
+        subprocess.Popen(
+            command,
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=500) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs[0][1][-2000:] + outputs[1][1][-2000:]
+    return Measured(**json.loads(outputs[1][0].splitlines()[-1]))
+
+
+def estimated(config: Path, *flags: str) -> Estimate:
+    overrides, _ = split_overrides(flags)
+    loaded, catalogue = open_sound_config(str(config), overrides)
+    collected = Collected()
+    dry_run(loaded, resolve(loaded, catalogue, world_size=2), World(size=2), 0, collected)
+    return collected.estimate_of_run
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Return what a process takes whose model is next to nothing."""
+    config = configure(tmp_path_factory.mktemp("tiny"), QUICKSTART / "model", per_device_train_batch_size=1)
+    return measured(config).peak - estimated(config).peak_bytes
+
+
+STEPS, FLOAT32 = 2, 4
+
+
+def test_two_copies_take_and_exchange_what_is_estimated(tmp_path: Path, libraries: int) -> None:
+    config = long_rows(tmp_path, "full")
+    found, real = estimated(config), measured(config)
+    assert found.peak_bytes > 200 * 2**20
+    assert found.peak_bytes == pytest.approx(real.peak - libraries, rel=0.2)
+    (exchange,) = found.traffic  # of two processes, a ring sends what each puts in
+    assert exchange.bytes == pytest.approx(real.numbers["gloo:all_reduce"] * FLOAT32 / STEPS, rel=0.01)
