@@ -32,6 +32,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 GROUPS = {
+    "launch": "Runs on the machines of a cluster.",
     "config": "Check, show and explain configurations. Nothing is trained, torch is not imported.",
     "plugins": "What is installed: datasets, optimizers, metrics and every other component.",
 }
@@ -70,6 +71,26 @@ COMMANDS = (
         usage=f"oumi train -c CONFIG [--dry-run [--rows N]] [--plugin FILE.py:NAME]... {OVERRIDES}",
         examples=("oumi train -c train.yaml --training.output_dir output/second",),
         options={"--config": (), "-c": (), "--dry-run": (), "--rows": (), "--plugin": (), **_LAUNCHING},
+        overrides=True,
+    ),
+    Command(
+        words=("launch", "script"),
+        target="oumi_kernel.cli.launch_script:script",
+        summary="Write a job file for Slurm, SkyPilot or Kubernetes.",
+        usage=f"oumi launch script slurm|skypilot|kubernetes CONFIG [--nodes N] [--gpus N] [OPTION]... {OVERRIDES}",
+        examples=(
+            "oumi launch script slurm train.yaml --nodes 2 --gpus 8 --time 24:00:00 --output job.sh",
+            "oumi launch script skypilot train.yaml --gpus 8 --gpu-type H100 > job.yaml",
+            "oumi launch script kubernetes train.yaml --gpus 8 --image IMAGE --volume CLAIM:/output > job.yaml",
+        ),
+        options={
+            f"--{name}": ()
+            for name in (
+                *("nodes", "gpus", "cpus", "time", "image", "volume", "gpu-type", "partition", "name", "output"),
+                "plugin",
+            )
+        },
+        argument="file",
         overrides=True,
     ),
     Command(
