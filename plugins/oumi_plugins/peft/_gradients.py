@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from oumi_kernel import NumericsError
+from oumi_plugins.strategies._shards import own_part
 
 _log = logging.getLogger("oumi_plugins.peft")
 SHOWN = 5
@@ -80,7 +81,7 @@ class FirstGradients:
     def _note_gradient(self, name: str) -> Callable[[torch.Tensor], None]:
         def note(weight: torch.Tensor) -> None:
             if weight.grad is not None:
-                moved = weight.grad.ne(0).any()
+                moved = own_part(weight.grad).ne(0).any()  # only the first process looks
                 self._moved[name] = self._moved[name] | moved if name in self._moved else moved
 
         return note

@@ -19,18 +19,18 @@ TENSORS = "optimizer.safetensors"
 SCALARS = "optimizer.json"
 
 
-def write_optimizer(optimizer: Any, directory: Path, **beside: Any) -> None:
+def write_optimizer(optimizer: Any, directory: Path, state: Mapping[str, Any], **beside: Any) -> None:
     """Write the state of an optimizer.
 
     Args:
         optimizer: The optimizer.
         directory: Where to.
+        state: Its `state_dict`, with whole tensors.
         **beside: What else goes into the JSON.
 
     Raises:
         CheckpointError: The state holds something that is neither a tensor nor a number, text or mapping.
     """
-    state = optimizer.state_dict()
     names = _names(state["param_groups"])
     tensors: dict[str, torch.Tensor] = {}
     scalars = {
@@ -42,13 +42,17 @@ def write_optimizer(optimizer: Any, directory: Path, **beside: Any) -> None:
 
 
 def read_optimizer(
-    optimizer: Any, directory: Path, read: Callable[[Path], Mapping[str, torch.Tensor]] = load_file
+    optimizer: Any,
+    directory: Path,
+    place: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda tensor, _: tensor,
+    read: Callable[[Path], Mapping[str, torch.Tensor]] = load_file,
 ) -> dict[str, Any]:
     """Restore an optimizer from what `write_optimizer` wrote, and return the JSON.
 
     Args:
         optimizer: The optimizer.
         directory: Where from.
+        place: Returns a tensor of the state of a parameter as the optimizer is to have it.
         read: Returns the tensors of a file.
 
     Raises:
@@ -63,14 +67,15 @@ def read_optimizer(
     groups = [_like(saved, current) for saved, current in zip(record["param_groups"], now, strict=False)]
     if [group.get("param_names") for group in groups] != [group.get("param_names") for group in now]:
         raise CheckpointError(f"the optimizer's state in {directory} is that of other parameters.")
+    indices = {name: index for index, name in _names(now).items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         name, _, path = key.rpartition(":")
         *outer, last = path.split("/")
         values = record["state"].setdefault(name, {})
         for part in outer:
             values = values.setdefault(part, {})
-        values[last] = tensor
-    indices = {name: index for index, name in _names(now).items()}
+        values[last] = place(tensor, parameters[indices[name]])
     state = {indices[name]: values for name, values in record["state"].items()}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,9 @@ class SingleStrategy:
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         with memory_errors(lambda: {"weights": size}):
             model.to(self.device)
+        return self._build(model, build)
+
+    def _build(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
         optimizer, scheduler = build(model)
         self._prepared = Prepared(model=model, optimizer=optimizer, scheduler=scheduler)
         return self._prepared
@@ -129,7 +132,7 @@ class SingleStrategy:
         model, optimizer = self._prepared.model, self._prepared.optimizer
         self._scaler.unscale_(optimizer)
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = self._norm(parameters)
         if loss is not None:
             norm = norm.masked_fill(~torch.isfinite(loss), math.nan)
         if max_norm is not None:
@@ -138,6 +141,10 @@ class SingleStrategy:
         self._scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _norm(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the norm of the whole gradient, on the device."""
+        return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
     def _keep_memory(self, keep: bool) -> None:
         """Keep freed memory for speed, unless the configuration asks for something that needs less memory."""
@@ -154,8 +161,9 @@ class SingleStrategy:
 
     def save(self, directory: Path) -> None:
         """Write optimizer, schedule and loss scale: tensors as safetensors, the rest as JSON."""
-        write_optimizer(self._prepared.optimizer, directory, scaler=self._scaler.state_dict())
-        (directory / SCHEDULE).write_text(json.dumps(self._prepared.scheduler.state_dict()))
+        optimizer = self._prepared.optimizer
+        write_optimizer(optimizer, directory, optimizer.state_dict(), scaler=self._scaler.state_dict())
+        self._save_schedule(directory)
 
     def load(self, directory: Path) -> None:
         """Read what `save` wrote.
@@ -180,12 +188,19 @@ class SingleStrategy:
     def _restore(self, directory: Path, read: Callable[[Path], Mapping[str, torch.Tensor]]) -> None:
         try:
             schedule = json.loads((directory / SCHEDULE).read_bytes())
-            record = read_optimizer(self._prepared.optimizer, directory, read)
+            record = read_optimizer(self._prepared.optimizer, directory, self._place_state, read)
             self._prepared.scheduler.load_state_dict(schedule)
             self._scaler.load_state_dict(record["scaler"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             message = f"the state of optimizer and schedule in {directory} cannot be restored: {error}"
             raise CheckpointError(message) from error
+
+    def _save_schedule(self, directory: Path) -> None:
+        (directory / SCHEDULE).write_text(json.dumps(self._prepared.scheduler.state_dict()))
+
+    def _place_state(self, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of the optimizer's state of a parameter as it is kept here."""
+        return tensor
 
     def close(self) -> None:
         """Put back the way in which matrices are multiplied; there is no process group."""
