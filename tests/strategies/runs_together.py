@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from oumi_kernel.errors import OumiError
@@ -53,8 +54,15 @@ def _outcome(run: dict[str, Any]) -> dict[str, Any]:
         loaded = load_config(Path(run["config"]), overrides)
         run_training(loaded, resolve(loaded, scan(), world_size=int(os.environ["WORLD_SIZE"])))
     except OumiError as error:
+        _part()
         return {"exit_code": error.exit_code, "error": str(error)}
     return {"exit_code": 0, **_divided()}
+
+
+def _part() -> None:
+    """Leave the other processes, which an error does not: the end of the process would."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _divided() -> dict[str, Any]:
