@@ -15,7 +15,7 @@ from transformers.utils import logging as library_logging
 from oumi_kernel import CheckpointError
 from oumi_plugins.models._bars import no_bars
 from oumi_plugins.models._generation import generation_settings
-from oumi_plugins.strategies._shards import divided_like
+from oumi_plugins.strategies.shards import divided_like
 
 BROKEN = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
 """What the library raises for a folder that it cannot read."""

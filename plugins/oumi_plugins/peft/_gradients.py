@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from oumi_kernel import NumericsError
-from oumi_plugins.strategies._shards import own_part
+from oumi_plugins.strategies.shards import own_part
 
 _log = logging.getLogger("oumi_plugins.peft")
 SHOWN = 5

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from oumi_kernel import CheckpointError
 from oumi_plugins.peft._adapter import ADAPTER, quiet
 from oumi_plugins.peft._conversion import ordinary_config, with_start, without_start
-from oumi_plugins.strategies._shards import divided_like
+from oumi_plugins.strategies.shards import divided_like
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):

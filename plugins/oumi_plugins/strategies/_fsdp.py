@@ -24,10 +24,11 @@ from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.config.fsdp import AutoWrapPolicy, BackwardPrefetch, FSDPParams, ShardingStrategy, StateDictType
 from oumi_kernel.contracts import Prepared, Run
-from oumi_plugins.strategies._optimizer_files import write_optimizer
+from oumi_plugins.strategies._optimizer_files import State, state_of, write_tensors
+from oumi_plugins.strategies._part_files import MODEL, OPTIMIZER, weights_of, write_parts
 from oumi_plugins.strategies._several import Computation, SeveralStrategy
-from oumi_plugins.strategies._shards import gathered, gathered_tree, own_part, state_beside
 from oumi_plugins.strategies._units import units_of
+from oumi_plugins.strategies.shards import gathered, own_part
 from oumi_plugins.trainers.memory import memory_errors
 
 _log = logging.getLogger("oumi_plugins.strategies.fsdp")
@@ -45,6 +46,7 @@ class FsdpStrategy(SeveralStrategy):
         _check(params, run)
         _say_what_has_no_effect(params)
         self._copies, self._shards = _division(params.sharding_strategy, run.world.size)
+        self._writes_parts = params.state_dict_type is StateDictType.SHARDED_STATE_DICT
         self._root: Any = None
 
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
@@ -99,21 +101,29 @@ class FsdpStrategy(SeveralStrategy):
             state[name] = found[id(tensor)]
         return state if self._world.is_main else None
 
+    def save_weights(self, model: Any, directory: Path) -> bool:
+        """Write each process's part of the weights, if checkpoints are to be written so."""
+        if self._writes_parts:
+            write_parts(weights_of(model), directory / MODEL)
+        return self._writes_parts
+
     def save(self, directory: Path) -> None:
-        """Write the state of optimizer and schedule as one process does, so that any number goes on with it."""
-        state = gathered_tree(self._prepared.optimizer.state_dict(), keep=self._world.is_main)
+        """Write the state of optimizer and schedule: each process its part, or whole as one process does."""
+        state = state_of(self._prepared.optimizer)
+        if self._writes_parts:
+            write_parts(state.tensors, directory / OPTIMIZER)
+        else:
+            whole = {name: gathered(tensor, keep=self._world.is_main) for name, tensor in state.tensors.items()}
+            if self._world.is_main:
+                write_tensors(State(whole, state.rest), directory)
         if self._world.is_main:
-            write_optimizer(self._prepared.optimizer, directory, state, scaler=self._scaler.state_dict())
-            self._save_schedule(directory)
+            self._write_rest(state, directory)
 
     def close(self) -> None:
         """Leave the other processes."""
         super().close()
         if self._world.size == 1 and distributed.is_initialized():
             distributed.destroy_process_group()
-
-    def _place_state(self, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-        return state_beside(tensor, parameter)
 
     def _norm(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the norm of the whole gradient; each of the copies has all of it."""

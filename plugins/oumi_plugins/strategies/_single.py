@@ -27,8 +27,18 @@ from oumi_plugins.strategies._cpu import (
     restore_matmul,
 )
 from oumi_plugins.strategies._in_backward import InBackward
-from oumi_plugins.strategies._optimizer_files import read_optimizer, write_optimizer
+from oumi_plugins.strategies._optimizer_files import (
+    TENSORS,
+    State,
+    parameters_of,
+    read_optimizer,
+    state_of,
+    write_rest,
+    write_tensors,
+)
+from oumi_plugins.strategies._part_files import MODEL, OPTIMIZER, load_weights, read_parts
 from oumi_plugins.strategies._stepping import step_unless
+from oumi_plugins.strategies.shards import state_beside
 from oumi_plugins.trainers.memory import memory_errors
 
 SCHEDULE = "scheduler.json"
@@ -161,17 +171,43 @@ class SingleStrategy:
 
     def save(self, directory: Path) -> None:
         """Write optimizer, schedule and loss scale: tensors as safetensors, the rest as JSON."""
-        optimizer = self._prepared.optimizer
-        write_optimizer(optimizer, directory, optimizer.state_dict(), scaler=self._scaler.state_dict())
-        self._save_schedule(directory)
+        state = state_of(self._prepared.optimizer)
+        write_tensors(state, directory)
+        self._write_rest(state, directory)
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote.
+        """Read what `save` wrote, here or with any other strategy.
 
         Raises:
             CheckpointError: A file cannot be read, or its state is that of other parameters or settings.
         """
-        self._restore(directory, load_file)
+        self._restore(directory, self._read_tensors)
+
+    def load_weights(self, model: Any, directory: Path) -> bool:
+        """Read weights that processes wrote in parts; return False where there are none.
+
+        Raises:
+            CheckpointError: A file cannot be read, or does not fit the model.
+        """
+        if not (directory / MODEL).is_dir():
+            return False
+        load_weights(model, directory / MODEL)
+        return True
+
+    def save_weights(self, model: Any, directory: Path) -> bool:
+        """Return that weights are to be written whole."""
+        return False
+
+    def whole_weights(self, directory: Path) -> Mapping[str, torch.Tensor]:
+        """Return whole weights that processes wrote in parts.
+
+        Raises:
+            ConfigError: There are none.
+            CheckpointError: A file cannot be read.
+        """
+        if not (directory / MODEL).is_dir():
+            raise ConfigError(f"{directory} holds no weights in parts ({MODEL}): it opens as it is.")
+        return read_parts(directory / MODEL, lambda _, size, dtype: torch.empty(size, dtype=dtype))
 
     def check(self, directory: Path) -> None:
         """Raise what `load` would, without reading a tensor, and go on as if nothing had been read.
@@ -185,29 +221,45 @@ class SingleStrategy:
         for part, state in zip(parts, before, strict=True):
             part.load_state_dict(state)
 
+    def _write_rest(self, state: State, directory: Path) -> None:
+        write_rest(state, directory, scaler=self._scaler.state_dict())
+        (directory / SCHEDULE).write_text(json.dumps(self._prepared.scheduler.state_dict()))
+
+    def _read_tensors(self, directory: Path) -> Mapping[str, torch.Tensor]:
+        """Return the tensors of an optimizer's state, each as its parameter is."""
+        parameters = parameters_of(self._prepared.optimizer)
+
+        def beside(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            owner = parameters.get(name.rpartition(":")[0])
+            return tensor if owner is None else state_beside(tensor, owner)
+
+        if not (directory / OPTIMIZER).is_dir():
+            return {name: beside(name, tensor) for name, tensor in load_file(directory / TENSORS).items()}
+        return read_parts(
+            directory / OPTIMIZER, lambda name, size, dtype: beside(name, torch.empty(size, dtype=dtype, device="cpu"))
+        )
+
     def _restore(self, directory: Path, read: Callable[[Path], Mapping[str, torch.Tensor]]) -> None:
         try:
             schedule = json.loads((directory / SCHEDULE).read_bytes())
-            record = read_optimizer(self._prepared.optimizer, directory, self._place_state, read)
+            record = read_optimizer(self._prepared.optimizer, directory, read(directory))
             self._prepared.scheduler.load_state_dict(schedule)
             self._scaler.load_state_dict(record["scaler"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             message = f"the state of optimizer and schedule in {directory} cannot be restored: {error}"
             raise CheckpointError(message) from error
 
-    def _save_schedule(self, directory: Path) -> None:
-        (directory / SCHEDULE).write_text(json.dumps(self._prepared.scheduler.state_dict()))
-
-    def _place_state(self, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-        """Return a tensor of the optimizer's state of a parameter as it is kept here."""
-        return tensor
-
     def close(self) -> None:
         """Put back the way in which matrices are multiplied; there is no process group."""
         restore_matmul(self._matmul)
 
 
-def _without_numbers(file: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file without their elements; such as have no dimension are zero."""
-    with safe_open(file, "pt") as opened:
+def _without_numbers(directory: Path) -> Mapping[str, torch.Tensor]:
+    """Return the tensors of an optimizer's state without their elements; such as have no dimension are zero."""
+    if (directory / OPTIMIZER).is_dir():
+        outlines = read_parts(
+            directory / OPTIMIZER, lambda _, size, dtype: torch.empty(size, dtype=dtype, device="meta")
+        )
+        return {name: torch.zeros([0] * outline.ndim) for name, outline in outlines.items()}
+    with safe_open(directory / TENSORS, "pt") as opened:
         return {name: torch.zeros([0] * len(opened.get_slice(name).get_shape())) for name in opened.keys()}  # noqa: SIM118
