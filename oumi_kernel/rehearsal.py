@@ -108,6 +108,29 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     unchecked: tuple[str, ...] = ()
 
 
+class Division(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process holds of a model that several divide between them.
+
+    Attributes:
+        weights: Bytes of its part of the weights, and of what is gathered at one time at most.
+        gradients: The same of gradients.
+        share: Share of the optimizer's state that it has.
+    """
+
+    weights: int
+    gradients: int
+    share: float = 1.0
+
+
+@runtime_checkable
+class DividesModel(Protocol):
+    """What a strategy may offer beside `Strategy`."""
+
+    def division(self, model: Any) -> Division:
+        """Return what one process will hold of a model, which may be one without weights."""
+        ...
+
+
 @runtime_checkable
 class Accounted(Protocol):
     """Examples that know what became of the rows that they were made from."""

@@ -1,8 +1,9 @@
 """One of several processes that do runs one after another: `python -m tests.strategies.runs_together FILE`.
 
-The file holds a list of runs, each with a `config` file, `flags`, and what else the environment says (`environment`).
-The process is started as a launcher would start it. It writes what each run came to beside the file, as `RANK.json`:
-the exit code and message, and of each kind of tensor that the strategy's model had how much was here.
+The file holds a list of runs, each with a `config` file, `flags`, what else the environment says (`environment`), and
+whether the part of each weight that a process has is filled with its rank and one (`marked`). The process is started as
+a launcher would start it. It writes what each run came to beside the file, as `RANK.json`: the exit code and message,
+and how much of the weights and of the optimizer's state was here.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ def main(file: Path) -> None:
     def watched(strategy: Any, model: Any, build: Any) -> Any:
         prepared = kept(strategy, model, build)
         SEEN.update(model=model, optimizer=prepared.optimizer)
+        if SEEN["marked"]:
+            for parameter in model.parameters():
+                parameter.detach().to_local().fill_(int(os.environ["RANK"]) + 1)
         return prepared
 
     SingleStrategy._build = watched
@@ -49,6 +53,7 @@ def main(file: Path) -> None:
 
 def _outcome(run: dict[str, Any]) -> dict[str, Any]:
     SEEN.clear()
+    SEEN["marked"] = run.get("marked", False)
     overrides, _ = split_overrides(run["flags"])
     try:
         loaded = load_config(Path(run["config"]), overrides)
@@ -67,8 +72,6 @@ def _part() -> None:
 
 def _divided() -> dict[str, Any]:
     """Return how much of the model and of the optimizer's state was here."""
-    if not SEEN:
-        return {}
     parameters = dict(SEEN["model"].named_parameters())
     divided = {name: p for name, p in parameters.items() if isinstance(p, DTensor)}
     state = [t for values in SEEN["optimizer"].state.values() for t in values.values() if hasattr(t, "numel")]

@@ -24,10 +24,11 @@ from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.config.fsdp import AutoWrapPolicy, BackwardPrefetch, FSDPParams, ShardingStrategy, StateDictType
 from oumi_kernel.contracts import Prepared, Run
+from oumi_kernel.rehearsal import Division
 from oumi_plugins.strategies._optimizer_files import State, state_of, write_tensors
 from oumi_plugins.strategies._part_files import MODEL, OPTIMIZER, weights_of, write_parts
 from oumi_plugins.strategies._several import Computation, SeveralStrategy
-from oumi_plugins.strategies._units import units_of
+from oumi_plugins.strategies._units import apart, units_of
 from oumi_plugins.strategies.shards import gathered, own_part
 from oumi_plugins.trainers.memory import memory_errors
 
@@ -65,6 +66,20 @@ class FsdpStrategy(SeveralStrategy):
         if not self._is_rehearsal:
             self._differ_in_dropout()
         return prepared
+
+    def division(self, model: Any) -> Division:
+        """Return what one process will hold of a model."""
+        *units, rest = [_bytes(together, self._params) for together in apart(model, units_of(model, self._params))]
+        weights, gradients = (max((unit[kind] for unit in units), default=0) for kind in (1, 2))
+        every = [sum(part[kind] for part in (*units, rest)) for kind in range(3)]
+        # the next unit is gathered while one computes
+        gathered = every[1] if self._params.sharding_strategy in KEEPS_GATHERED else rest[1] + 2 * weights
+        resting = 0 if self._params.cpu_offload and self.device.type != "cpu" else every[0] // self._shards
+        return Division(
+            weights=resting + gathered,
+            gradients=every[2] // self._shards + rest[2] + gradients,
+            share=1 / self._shards,
+        )
 
     def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what a function of the model returns; its weights are gathered meanwhile."""
@@ -183,6 +198,15 @@ class FsdpStrategy(SeveralStrategy):
         if self._params.backward_prefetch is not BackwardPrefetch.BACKWARD_PRE:
             for part in parts:
                 part.set_modules_to_backward_prefetch([part])  # itself, which is there: nothing else is
+
+
+def _bytes(together: Sequence[torch.Tensor], params: FSDPParams) -> tuple[int, int, int]:
+    """Return the bytes of weights as they rest and as they compute, and of their gradients."""
+    rounded = params.mixed_precision is not None
+    sizes = [(p, p.numel() * p.element_size()) for p in together]
+    computing = [(p, 2 * p.numel() if rounded and p.is_floating_point() else size) for p, size in sizes]
+    resting = sum(size for _, size in sizes)
+    return resting, sum(size for _, size in computing), sum(size for p, size in computing if p.requires_grad)
 
 
 def _division(strategy: ShardingStrategy, size: int) -> tuple[int, int]:

@@ -37,6 +37,16 @@ def units_of(model: nn.Module, params: FSDPParams) -> list[nn.Module]:
     return units
 
 
+def apart(model: nn.Module, units: list[nn.Module]) -> list[list[nn.Parameter]]:
+    """Return the parameters of each unit that are in none within it, and at last those that are in no unit."""
+    seen: set[int] = set()
+    found: list[list[nn.Parameter]] = []
+    for unit in (*units, model):
+        found.append([parameter for parameter in unit.parameters() if id(parameter) not in seen])
+        seen.update(map(id, found[-1]))
+    return found
+
+
 def _of_classes(model: nn.Module, params: FSDPParams) -> list[nn.Module]:
     asked = [name.strip().rpartition(".")[2] for name in (params.transformer_layer_cls or "").split(",") if name]
     names = asked or _declared(model)
@@ -108,13 +118,11 @@ def _check(model: nn.Module, units: list[nn.Module]) -> None:
         if not parameter.ndim:
             raise ConfigError(_problem(f"{name} is a single number, which FSDP2 cannot divide."))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    seen: set[int] = set()
-    for unit in (*units, model):
+    for together in apart(model, units):
         formats: dict[torch.dtype, str] = {}
-        for parameter in unit.parameters():
-            if parameter.requires_grad and id(parameter) not in seen:
+        for parameter in together:
+            if parameter.requires_grad:
                 formats.setdefault(parameter.dtype, names[id(parameter)])
-            seen.add(id(parameter))
         if len(formats) > 1:
             shown = ", ".join(f"{name} in {str(dtype).removeprefix('torch.')}" for dtype, name in formats.items())
             raise ConfigError(_problem(f"weights that train together have several number formats: {shown}."))

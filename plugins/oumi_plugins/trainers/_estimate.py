@@ -2,7 +2,8 @@
 
 With `P` the model's parameters (tied ones once) and `T` those that train:
 
-- weights: the bytes of `P` and of the buffers, as they are.
+- weights: the bytes of `P` and of the buffers, as they are. Where a strategy divides weights, gradients and optimizer
+  state between processes it says what one of them holds of each.
 - gradients: the bytes of `T`, in the number format of the weights; of the largest of `T` where each is freed when its
   weight was stepped.
 - optimizer: it takes a step on tensors without storage (see `_optimizer_state`); nothing is known about it by name.
@@ -27,7 +28,7 @@ from torch import nn
 
 from oumi_kernel.config import TrainingParams
 from oumi_kernel.contracts import Session, World
-from oumi_kernel.rehearsal import Amount, Estimate
+from oumi_kernel.rehearsal import Amount, DividesModel, Division, Estimate
 from oumi_plugins.trainers._examples import token_counts
 from oumi_plugins.trainers._fitting import advice
 from oumi_plugins.trainers._forward import Forward
@@ -60,11 +61,13 @@ def estimate(
     usage = needs.usage(training)
     kept, peak = needs.kept(usage, training), needs.peak(usage, training)
     examples = _largest(session.examples["train"], training, session.run.world)
-    gradients = _gradients(needs.trained, params)
+    gradients = _gradients(needs.trained, params, needs.held)
+    state = None if needs.state.known is None else round(needs.state.known * needs.held.share)
+    parts = f", 1/{1 / needs.held.share:.0f} of it here, and what is gathered" if needs.held.share < 1 else ""
     passes = _passes(usage, sum(len(one["input_ids"]) for one in examples))
     device, free = free_memory()
     if free is not None and peak > free:
-        held = {"weights": needs.weights, "gradients": gradients.bytes or 0, "optimizer state": needs.state.bytes}
+        held = {"weights": needs.weights, "gradients": gradients.bytes or 0, "optimizer state": state or 0}
         held["activations and logits"] = sum(amount.bytes or 0 for amount in passes)
         notes = [*notes, *advice(held, training, needs.peak_with, free)]
     packed, parameters = elements(skeleton), list(skeleton.parameters())
@@ -73,9 +76,9 @@ def estimate(
         trained=sum(parameter.numel() for parameter in needs.trained),
         device=device,
         memory=(
-            Amount(what="weights", bytes=needs.weights, how="every parameter once"),
+            Amount(what="weights", bytes=needs.weights, how=f"every parameter once{parts}"),
             gradients,
-            Amount(what="optimizer state", bytes=needs.state.known, how="as a step without numbers leaves it"),
+            Amount(what="optimizer state", bytes=state, how="as a step without numbers leaves it"),
             *passes,
             *([Amount(what="allocator", bytes=kept, how="freed memory that is kept for speed")] if kept else []),
         ),
@@ -95,8 +98,13 @@ class _Needs:
         parameters = list(skeleton.parameters())
         self.trained = [parameter for parameter in parameters if parameter.requires_grad]
         self.state = state_of(session, skeleton)
-        self.weights = bytes_of([*parameters, *skeleton.buffers()]) + constants_bytes(skeleton)
-        self.files = written(session, self.weights)
+        beside = bytes_of(skeleton.buffers()) + constants_bytes(skeleton)
+        whole = Division(weights=bytes_of(parameters), gradients=bytes_of(self.trained))
+        divides = isinstance(session.strategy, DividesModel)
+        self.held = session.strategy.division(skeleton) if divides else whole
+        self._spared = whole.gradients - self.held.gradients
+        self.weights = self.held.weights + beside
+        self.files = written(session, whole.weights + beside)
         self._keeps_freed: bool = getattr(session.strategy, "keeps_freed_memory", False)
 
     def usage(self, settings: TrainingParams) -> Usage | str:
@@ -108,27 +116,31 @@ class _Needs:
     def kept(self, usage: Usage | str, settings: TrainingParams) -> int:
         """Return the bytes that are held beside what a step needs."""
         keeps = self._keeps_freed and not settings.enable_gradient_checkpointing
-        return round(KEPT * self._stepping(usage)) if keeps else 0
+        return round(KEPT * self._stepping(usage, settings)) if keeps else 0
 
     def peak(self, usage: Usage | str, settings: TrainingParams) -> int:
         """Return the most at one time: in a step, or while a checkpoint is written."""
-        saving = _saving(settings, self.files, self.state.saved_bytes) + self.state.saved_bytes
-        return self.weights + max(self._stepping(usage) + self.kept(usage, settings), saving)
+        saved = self.state.saved_bytes
+        saving = _saving(settings, self.files, saved) + round(saved * self.held.share)
+        return self.weights + max(self._stepping(usage, settings) + self.kept(usage, settings), saving)
 
     def peak_with(self, settings: TrainingParams) -> int | None:
         """Return the peak with other settings; None where it is not known."""
         usage = self.usage(settings)
         return self.peak(usage, settings) if isinstance(usage, Usage) else None
 
-    def _stepping(self, usage: Usage | str) -> int:
-        most = max(usage.forward, usage.backward) if isinstance(usage, Usage) else bytes_of(self.trained)
-        return self.state.bytes + most
+    def _stepping(self, usage: Usage | str, settings: TrainingParams) -> int:
+        most = self.held.gradients
+        if isinstance(usage, Usage):
+            forward = usage.forward - (self._spared if settings.gradient_accumulation_steps > 1 else 0)
+            most = max(forward, usage.backward - self._spared)
+        return round(self.state.bytes * self.held.share) + most
 
 
-def _gradients(trained: Sequence[torch.Tensor], params: SftParams) -> Amount:
+def _gradients(trained: Sequence[torch.Tensor], params: SftParams, held: Division) -> Amount:
     if params.optimizer_in_backward:
         return Amount(what="gradients", bytes=max(bytes_of([one]) for one in trained), how="one parameter at a time")
-    return Amount(what="gradients", bytes=bytes_of(trained), how="parameters that train")
+    return Amount(what="gradients", bytes=held.gradients, how="parameters that train")
 
 
 def _passes(usage: Usage | str, tokens: int) -> tuple[Amount, Amount]:
