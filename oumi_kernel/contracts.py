@@ -49,11 +49,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         config: The whole effective configuration.
         folder: The folder of the configuration file, against which `./name` in it is read.
         world: Which process this is.
+        rehearsal: Whether this is a dry run: nothing is trained, and processes do not meet.
     """
 
     config: TrainingConfig
     folder: Path
     world: World = World()
+    rehearsal: bool = False
 
     @property
     def output_dir(self) -> Path:

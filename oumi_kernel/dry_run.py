@@ -66,7 +66,7 @@ def dry_run(loaded: LoadedConfig, resolution: Resolution, world: World, count: i
     """
     resolution.raise_for_problems(strict=True)
     loaded = with_seeds(loaded, world)
-    run = Run(config=loaded.config, folder=loaded.folder, world=world)
+    run = Run(config=loaded.config, folder=loaded.folder, world=world, rehearsal=True)
     _check_output(run.output_dir)
     with logging_to(run, to_file=False):
         log_warnings(loaded, resolution)

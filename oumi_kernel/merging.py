@@ -68,7 +68,7 @@ def merge(folder: Path, output: Path | None = None, base: str | None = None) -> 
     """
     adapter = read_adapter(folder)
     target = output or folder.absolute().with_name(f"{folder.absolute().name}-merged")
-    _refuse_what_is_there(target)
+    refuse_what_is_there(target)
     kernel, run = _stage(adapter, base)
     name, revision = run.config.model.model_name, run.config.model.model_revision
     adapter = msgspec.structs.replace(adapter, base=name, revision=revision)
@@ -79,7 +79,7 @@ def merge(folder: Path, output: Path | None = None, base: str | None = None) -> 
         try:
             beside.mkdir(parents=True)
             merged = write_merged(kernel, run, tokenizer, adapter, beside)
-            _put(beside, target)
+            put_in_place(beside, target)
         except OSError as error:
             raise CheckpointError(f"cannot write {target}: {error}. Choose another folder: --output DIR.") from error
         finally:
@@ -175,7 +175,12 @@ def _without_keys(adapter: Adapter) -> Generator[None]:
         ) from error
 
 
-def _refuse_what_is_there(target: Path) -> None:
+def refuse_what_is_there(target: Path) -> None:
+    """Refuse to write where there is something.
+
+    Raises:
+        ConfigError: There is.
+    """
     if target.is_dir() and not any(target.iterdir()):
         return
     if target.exists():
@@ -277,7 +282,8 @@ def _record_of(folder: Path) -> RunRecord | None:
     return record_at(file) if file else None
 
 
-def _put(beside: Path, target: Path) -> None:
+def put_in_place(beside: Path, target: Path) -> None:
+    """Move a folder whose files are written to a place that is empty or not there."""
     for file in beside.rglob("*"):
         if file.is_file():
             sync(file)

@@ -33,6 +33,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 GROUPS = {
     "launch": "Runs on the machines of a cluster.",
+    "checkpoint": "What a run has left on its way.",
     "config": "Check, show and explain configurations. Nothing is trained, torch is not imported.",
     "plugins": "What is installed: datasets, optimizers, metrics and every other component.",
 }
@@ -104,6 +105,15 @@ COMMANDS = (
             "oumi merge output/run --base ~/models/base",
         ),
         options={"--output": (), "--base": ()},
+        argument="file",
+    ),
+    Command(
+        words=("checkpoint", "consolidate"),
+        target="oumi_kernel.cli.checkpoint_consolidate:consolidate",
+        summary="Write the weights of a checkpoint in parts (SHARDED_STATE_DICT) as a whole model.",
+        usage="oumi checkpoint consolidate CHECKPOINT [--output DIR]",
+        examples=("oumi checkpoint consolidate output/run/checkpoint-100",),
+        options={"--output": ()},
         argument="file",
     ),
     Command(

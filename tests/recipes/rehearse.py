@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,8 @@ ROOT = Path(__file__).parent.parent.parent
 TOKENIZER = ROOT / "configs/quickstart/model"
 ROWS, WORDS = 32, 12_000
 REVISION = "0" * 40
+PROCESSES = re.compile(r"^# Run: .* --nproc(?:-per-node)? (\d+) ", re.MULTILINE)
+"""How many processes a recipe is started with."""
 UNSAVED = ("--training.save_steps=0", "--training.save_final_model=false")
 """Where training is on a GPU, the copy from which a checkpoint is written is in the host's memory."""
 
@@ -50,7 +53,9 @@ def _rehearse(recipe: Path, folder: Path) -> dict[str, Any]:
         flags = [f"--data.{split}.datasets={json.dumps(rows)}" for split in _splits(config)]
         overrides, _ = split_overrides([*flags, *UNSAVED, f"--training.output_dir={folder / 'output'}"])
         loaded = load_config(recipe, overrides)
-        dry_run(loaded, resolve(loaded, scan()), World(), 0, report)
+        started = PROCESSES.search(recipe.read_text())
+        world = World(size=int(started[1]) if started else 1)
+        dry_run(loaded, resolve(loaded, scan(), world_size=world.size), world, 0, report)
     except OumiError as error:
         return {"error": str(error), "exit_code": error.exit_code}
     return {"peak": report.peak, "trained": report.trained, "parameters": report.parameters}

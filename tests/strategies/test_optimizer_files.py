@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from oumi_kernel import CheckpointError
 from oumi_kernel.contracts import Run
 from oumi_kernel.loading import load_text
-from oumi_plugins.strategies._optimizer_files import read_optimizer, write_optimizer
+from oumi_plugins.strategies._optimizer_files import read_optimizer, state_of, write_rest, write_tensors
 from oumi_plugins.strategies._single import SingleStrategy
 from tests.conftest import minimal_yaml
 from tests.optimizers.by_hand import (
@@ -123,7 +123,8 @@ def test_numbers_and_mappings_are_json_and_tensors_safetensors(tmp_path: Path) -
     parameters = tensors()
     optimizer = build("galore_adamw", groups_of(parameters), "--training.optimizer_kwargs.rank=8")
     step([optimizer], parameters, 0)
-    write_optimizer(optimizer, tmp_path, beside=1)
+    write_tensors(state_of(optimizer), tmp_path)
+    write_rest(state_of(optimizer), tmp_path, beside=1)
     record = json.loads((tmp_path / "optimizer.json").read_text())
     assert record["optimizer"] == "AdamW"
     assert record["beside"] == 1
@@ -136,14 +137,15 @@ def test_a_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
     parameters = tensors()
     muon = build("muon", groups_of(parameters))
     step([muon], parameters, 0)
-    write_optimizer(muon, tmp_path)
+    write_rest(state_of(muon), tmp_path)
     with pytest.raises(CheckpointError, match=r"is that of Muon and AdamW\. Name that optimizer, or train anew"):
-        read_optimizer(build("adamw", groups_of(tensors())), tmp_path)
-    write_optimizer(build("adamw", groups_of(tensors())), tmp_path)
+        read_optimizer(build("adamw", groups_of(tensors())), tmp_path, {})
+    adamw = build("adamw", groups_of(tensors()))
+    write_rest(state_of(adamw), tmp_path)
     fewer = groups_of(tensors())
     fewer[0]["params"] = fewer[0]["params"][:2]
     with pytest.raises(CheckpointError, match="is that of other parameters"):
-        read_optimizer(build("adamw", fewer), tmp_path)
+        read_optimizer(build("adamw", fewer), tmp_path, {})
 
 
 def test_a_state_that_no_checkpoint_can_hold_is_refused_with_what_it_is(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_a_state_that_no_checkpoint_can_hold_is_refused_with_what_it_is(tmp_path
     optimizer = build("sgd", groups_of(parameters))
     optimizer.state[parameters["norm.weight"]]["thing"] = Path("x")
     with pytest.raises(CheckpointError, match=r"holds a PosixPath, which no checkpoint can hold"):
-        write_optimizer(optimizer, tmp_path)
+        write_rest(state_of(optimizer), tmp_path)
 
 
 def test_evaluating_and_saving_leave_no_mark_on_schedule_free_weights() -> None:

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from oumi_kernel import CheckpointError, OutOfMemoryError
+from oumi_kernel.completeness import incompleteness
 from oumi_kernel.contracts import World
-from oumi_plugins.trainers._manifest import checkpoints_in, incompleteness, seal
+from oumi_plugins.trainers._manifest import checkpoints_in, seal
 from oumi_plugins.trainers._order import OrderedBatches, epoch_order
 from oumi_plugins.trainers._random_state import load_random_state, save_random_state
 from oumi_plugins.trainers.memory import memory_errors

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from oumi_kernel import OumiError
+from oumi_kernel.completeness import incompleteness
 from oumi_kernel.config import DatasetParams, DatasetSplitParams, ModelParams, TrainingParams
 from oumi_kernel.loading import load_text, split_overrides, to_yaml
 from oumi_kernel.plugins import resolve, scan
 from oumi_kernel.run import run_training
-from oumi_plugins.trainers._manifest import incompleteness
 from oumi_plugins.trainers.sft import SftParams
 from tests.conftest import QUICKSTART
 

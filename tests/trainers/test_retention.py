@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oumi_kernel import ConfigError
-from oumi_plugins.trainers._manifest import checkpoints_in, incompleteness
+from oumi_kernel.completeness import incompleteness
+from oumi_plugins.trainers._manifest import checkpoints_in
 from oumi_plugins.trainers._retention import Best, better, expendable
 from tests.trainers.conftest import Train
 

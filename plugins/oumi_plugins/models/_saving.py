@@ -15,6 +15,7 @@ from transformers.utils import logging as library_logging
 from oumi_kernel import CheckpointError
 from oumi_plugins.models._bars import no_bars
 from oumi_plugins.models._generation import generation_settings
+from oumi_plugins.strategies.shards import divided_like
 
 BROKEN = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
 """What the library raises for a folder that it cannot read."""
@@ -85,8 +86,10 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     model = unwrapped(model)
     is_outline = next(model.parameters()).is_meta
     found = _read(model, directory, torch.device("meta") if is_outline else None)
+    held = model.state_dict()
     try:
-        model.load_state_dict(found.state_dict(), strict=True)
+        state = {name: divided_like(tensor, held.get(name, tensor)) for name, tensor in found.state_dict().items()}
+        model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"the model in {directory} is another one: {reason}") from error

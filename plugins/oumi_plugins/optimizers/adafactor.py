@@ -10,6 +10,7 @@ from msgspec import Meta
 from oumi_kernel import Component, Params, hookimpl
 from oumi_kernel.contracts import Run
 from oumi_kernel.schema import PositiveFloat
+from oumi_plugins.optimizers.unserved import NOT_IN_PARTS
 from oumi_plugins.optimizers.without_effect import NOT_ADAM, NOT_SGD
 
 
@@ -28,6 +29,7 @@ class Adafactor(Component):
 
     params_type = AdafactorParams
     without_effect = NOT_ADAM | NOT_SGD
+    unserved = NOT_IN_PARTS
 
     @hookimpl
     def oumi_build_optimizer(self, params: AdafactorParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:

@@ -9,6 +9,7 @@ from oumi_kernel import Component, hookimpl
 from oumi_kernel.component import NoParams
 from oumi_kernel.contracts import Run
 from oumi_plugins.optimizers.adam import adam_settings
+from oumi_plugins.optimizers.unserved import NOT_IN_PARTS
 from oumi_plugins.optimizers.without_effect import NOT_SGD
 
 
@@ -20,6 +21,7 @@ class AdamW8bit(Component):
 
     requires = {"bitsandbytes": "oumi-kernel[quant]"}
     without_effect = NOT_SGD
+    unserved = NOT_IN_PARTS
     kind: ClassVar[str] = "AdamW8bit"
     whole: ClassVar[str] = "AdamW32bit"
 

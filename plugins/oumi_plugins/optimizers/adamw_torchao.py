@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from oumi_kernel import Component, ConfigError, Params, Problem, hookimpl
 from oumi_kernel.contracts import Run
 from oumi_plugins.optimizers.adam import adam_settings
+from oumi_plugins.optimizers.unserved import NOT_IN_PARTS
 from oumi_plugins.optimizers.without_effect import NOT_SGD
 
 
@@ -27,6 +28,7 @@ class TorchAOAdamW8bit(Component):
     params_type = TorchAOParams
     requires = {"torchao": "oumi-kernel[optimizers]"}
     without_effect = NOT_SGD
+    unserved = NOT_IN_PARTS
     kind: ClassVar[str] = "TorchAOAdamW8bit"
 
     @hookimpl

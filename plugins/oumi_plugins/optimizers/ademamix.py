@@ -11,6 +11,7 @@ from oumi_kernel import Component, ConfigError, Params, Problem, hookimpl
 from oumi_kernel.contracts import Run
 from oumi_kernel.schema import NonNegativeFloat, PositiveInt
 from oumi_plugins.optimizers.adam import adam_settings
+from oumi_plugins.optimizers.unserved import NOT_IN_PARTS
 from oumi_plugins.optimizers.without_effect import NOT_SGD
 
 
@@ -36,6 +37,7 @@ class AdEMAMix(Component):
     params_type = AdEMAMixParams
     requires = {"bitsandbytes": "oumi-kernel[quant]"}
     without_effect = NOT_SGD
+    unserved = NOT_IN_PARTS
     kind: ClassVar[str] = "AdEMAMix"
     whole: ClassVar[str] = "AdEMAMix"
 

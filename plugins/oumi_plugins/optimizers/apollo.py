@@ -10,6 +10,7 @@ from oumi_kernel.contracts import Run
 from oumi_kernel.schema import PositiveFloat
 from oumi_plugins.optimizers.adam import adam_settings
 from oumi_plugins.optimizers.galore import LowRankParams
+from oumi_plugins.optimizers.unserved import NOT_IN_PARTS
 from oumi_plugins.optimizers.without_effect import NOT_SGD
 
 
@@ -32,6 +33,7 @@ class ApolloAdamW(Component):
     params_type = ApolloParams
     requires = {"apollo_torch": "oumi-kernel[optimizers]", "bitsandbytes": "oumi-kernel[quant]"}
     without_effect = NOT_SGD
+    unserved = NOT_IN_PARTS
 
     @hookimpl
     def oumi_build_optimizer(self, params: ApolloParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:

@@ -9,6 +9,7 @@ from oumi_kernel import Component, Params, hookimpl
 from oumi_kernel.contracts import Run
 from oumi_kernel.schema import PositiveFloat, PositiveInt
 from oumi_plugins.optimizers.adam import adam_settings
+from oumi_plugins.optimizers.unserved import NOT_IN_PARTS
 from oumi_plugins.optimizers.without_effect import NOT_ADAM, NOT_SGD
 
 
@@ -42,6 +43,7 @@ class GaLoreAdamW(Component):
     params_type = GaLoreParams
     requires = {"galore_torch": "oumi-kernel[optimizers]", "bitsandbytes": "oumi-kernel[quant]"}
     without_effect = NOT_SGD
+    unserved = NOT_IN_PARTS
 
     @hookimpl
     def oumi_build_optimizer(self, params: GaLoreParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:
@@ -61,6 +63,7 @@ class GaLoreAdafactor(Component):
     params_type = GaLoreParams
     requires = {"galore_torch": "oumi-kernel[optimizers]", "bitsandbytes": "oumi-kernel[quant]"}
     without_effect = NOT_ADAM | NOT_SGD
+    unserved = NOT_IN_PARTS
 
     @hookimpl
     def oumi_build_optimizer(self, params: GaLoreParams, groups: Sequence[dict[str, Any]], run: Run) -> Any:

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from oumi_kernel import Component, Params, hookimpl
 from oumi_kernel.contracts import Run
+from oumi_plugins.optimizers.unserved import NOT_IN_PARTS
 from oumi_plugins.optimizers.without_effect import NOT_ADAM, NOT_SGD
 
 
@@ -28,6 +29,7 @@ class Lion32bit(Component):
     params_type = LionParams
     requires = {"bitsandbytes": "oumi-kernel[quant]"}
     without_effect = NOT_ADAM | NOT_SGD
+    unserved = NOT_IN_PARTS
     kind: ClassVar[str] = "Lion32bit"
     whole: ClassVar[str] = "Lion32bit"
 

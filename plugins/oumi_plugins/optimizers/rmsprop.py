@@ -10,6 +10,7 @@ from msgspec import Meta
 from oumi_kernel import Component, Params, dump, hookimpl
 from oumi_kernel.contracts import Run
 from oumi_kernel.schema import NonNegativeFloat
+from oumi_plugins.optimizers.unserved import NOT_IN_PARTS
 from oumi_plugins.optimizers.without_effect import NOT_ADAM, NOT_SGD
 
 
@@ -53,6 +54,7 @@ class Rmsprop32bit(Component):
     params_type = BitsAndBytesRmspropParams
     requires = {"bitsandbytes": "oumi-kernel[quant]"}
     without_effect = NOT_ADAM | NOT_SGD
+    unserved = NOT_IN_PARTS
     kind: ClassVar[str] = "RMSprop32bit"
 
     @hookimpl

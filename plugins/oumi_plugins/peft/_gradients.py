@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from oumi_kernel import NumericsError
+from oumi_plugins.strategies.shards import own_part
 
 _log = logging.getLogger("oumi_plugins.peft")
 SHOWN = 5
@@ -42,7 +43,7 @@ class FirstGradients:
             if not compiled:
                 self._handles.append(modules[adapter].register_forward_pre_hook(self._note_call(adapter)))
             for name, weight in weights.items():
-                self._handles.append(weight.register_hook(self._note_gradient(name)))
+                self._handles.append(self._watch(name, weight))
         self._may_be_zero = {name for name in self._adapters if isinstance(modules[name], TrainableTokensLayer)}
 
     def check(self) -> frozenset[str]:
@@ -77,13 +78,18 @@ class FirstGradients:
     def _note_call(self, adapter: str) -> Callable[..., None]:
         return lambda *_: self._called.add(adapter)
 
-    def _note_gradient(self, name: str) -> Callable[[torch.Tensor], None]:
-        def note(gradient: torch.Tensor) -> None:
-            """Look before the gradient is added up: a step in the backward pass lets go of it at once."""
-            moved = gradient.ne(0).any()
-            self._moved[name] = self._moved[name] | moved if name in self._moved else moved
+    def _watch(self, name: str, weight: nn.Parameter) -> RemovableHandle:
+        """Look before the gradient is added up: a step in the backward pass lets go of it at once.
 
-        return note
+        A part of a divided weight gets its gradient when that was exchanged.
+        """
+        if hasattr(weight, "to_local"):
+            return weight.register_post_accumulate_grad_hook(lambda part: self._note(name, own_part(part.grad)))
+        return weight.register_hook(lambda gradient: self._note(name, gradient))
+
+    def _note(self, name: str, gradient: torch.Tensor) -> None:
+        moved = gradient.ne(0).any()  # only the first process looks
+        self._moved[name] = self._moved[name] | moved if name in self._moved else moved
 
 
 def _adapters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from oumi_kernel import CheckpointError
 from oumi_plugins.peft._adapter import ADAPTER, quiet
 from oumi_plugins.peft._conversion import ordinary_config, with_start, without_start
+from oumi_plugins.strategies.shards import divided_like
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +83,9 @@ def load_adapter(model: Any, file: Path, initial: Mapping[str, torch.Tensor] | N
     model, found = unwrapped(model), read_weights(file)
     if initial is not None:
         found = with_start(found, initial, file)
-    _check(found, adapter_state(model, model.state_dict()), file)
+    held = adapter_state(model, model.state_dict())
+    _check(found, held, file)
+    found = {name: divided_like(tensor, held[name]) for name, tensor in found.items()}
     if not any(parameter.is_meta for parameter in model.parameters()):  # a dry run's model has nowhere to put them
         set_peft_model_state_dict(model, found, adapter_name=ADAPTER)
 

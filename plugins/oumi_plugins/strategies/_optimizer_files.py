@@ -6,12 +6,13 @@ An optimizer's `state_dict` may hold tensors, numbers, texts, and mappings of th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from oumi_kernel import CheckpointError
 
@@ -19,42 +20,58 @@ TENSORS = "optimizer.safetensors"
 SCALARS = "optimizer.json"
 
 
-def write_optimizer(optimizer: Any, directory: Path, **beside: Any) -> None:
-    """Write the state of an optimizer.
+class State(msgspec.Struct, frozen=True):
+    """The state of an optimizer in two parts.
 
-    Args:
-        optimizer: The optimizer.
-        directory: Where to.
-        **beside: What else goes into the JSON.
+    Attributes:
+        tensors: Its tensors by `NAME:KEY`, or `NAME:KEY/KEY` of a mapping within; NAME is a parameter's.
+        rest: What is no tensor, its groups, and its kind.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    rest: dict[str, Any]
+
+
+def state_of(optimizer: Any) -> State:
+    """Return the state of an optimizer."""
+    state = optimizer.state_dict()
+    names = _names(state["param_groups"])
+    tensors: dict[str, torch.Tensor] = {}
+    rest = {names[index]: _without_tensors(values, names[index], tensors) for index, values in state["state"].items()}
+    return State(tensors, {"optimizer": _kind(optimizer), "state": rest, "param_groups": state["param_groups"]})
+
+
+def write_tensors(state: State, directory: Path) -> None:
+    """Write the tensors of a state, all of them whole."""
+    save_file(_apart(state.tensors), directory / TENSORS)
+
+
+def write_rest(state: State, directory: Path, **beside: Any) -> None:
+    """Write what is no tensor.
 
     Raises:
         CheckpointError: The state holds something that is neither a tensor nor a number, text or mapping.
     """
-    state = optimizer.state_dict()
-    names = _names(state["param_groups"])
-    tensors: dict[str, torch.Tensor] = {}
-    scalars = {
-        names[index]: _without_tensors(values, names[index], tensors) for index, values in state["state"].items()
-    }
-    save_file(_apart(tensors), directory / TENSORS)
-    record = {"optimizer": _kind(optimizer), "state": scalars, "param_groups": state["param_groups"], **beside}
-    (directory / SCALARS).write_text(json.dumps(record, default=_refuse))
+    (directory / SCALARS).write_text(json.dumps({**state.rest, **beside}, default=_refuse))
 
 
-def read_optimizer(
-    optimizer: Any, directory: Path, read: Callable[[Path], Mapping[str, torch.Tensor]] = load_file
-) -> dict[str, Any]:
-    """Restore an optimizer from what `write_optimizer` wrote, and return the JSON.
+def parameters_of(optimizer: Any) -> dict[str, torch.Tensor]:
+    """Return the parameters of an optimizer by their names."""
+    groups = optimizer.param_groups
+    return {n: p for group in groups for n, p in zip(group["param_names"], group["params"], strict=True)}
+
+
+def read_optimizer(optimizer: Any, directory: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Restore an optimizer, and return what `write_rest` wrote.
 
     Args:
         optimizer: The optimizer.
         directory: Where from.
-        read: Returns the tensors of a file.
+        tensors: The tensors of the state as the optimizer is to have them.
 
     Raises:
         CheckpointError: The state is that of other parameters, or of another optimizer.
     """
-    tensors = read(directory / TENSORS)
     record = json.loads((directory / SCALARS).read_bytes())
     if record["optimizer"] != _kind(optimizer):
         message = f"the optimizer's state in {directory} is that of {record['optimizer']}."
@@ -63,6 +80,7 @@ def read_optimizer(
     groups = [_like(saved, current) for saved, current in zip(record["param_groups"], now, strict=False)]
     if [group.get("param_names") for group in groups] != [group.get("param_names") for group in now]:
         raise CheckpointError(f"the optimizer's state in {directory} is that of other parameters.")
+    indices = {name: index for index, name in _names(now).items()}
     for key, tensor in tensors.items():
         name, _, path = key.rpartition(":")
         *outer, last = path.split("/")
@@ -70,7 +88,6 @@ def read_optimizer(
         for part in outer:
             values = values.setdefault(part, {})
         values[last] = tensor
-    indices = {name: index for index, name in _names(now).items()}
     state = {indices[name]: values for name, values in record["state"].items()}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,18 @@ from oumi_plugins.strategies._cpu import (
     restore_matmul,
 )
 from oumi_plugins.strategies._in_backward import InBackward
-from oumi_plugins.strategies._optimizer_files import read_optimizer, write_optimizer
+from oumi_plugins.strategies._optimizer_files import (
+    TENSORS,
+    State,
+    parameters_of,
+    read_optimizer,
+    state_of,
+    write_rest,
+    write_tensors,
+)
+from oumi_plugins.strategies._part_files import MODEL, OPTIMIZER, load_weights, read_parts
 from oumi_plugins.strategies._stepping import step_unless
+from oumi_plugins.strategies.shards import state_beside
 from oumi_plugins.trainers.memory import memory_errors
 
 SCHEDULE = "scheduler.json"
@@ -76,6 +86,9 @@ class SingleStrategy:
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         with memory_errors(lambda: {"weights": size}):
             model.to(self.device)
+        return self._build(model, build)
+
+    def _build(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
         optimizer, scheduler = build(model)
         self._prepared = Prepared(model=model, optimizer=optimizer, scheduler=scheduler)
         return self._prepared
@@ -129,7 +142,7 @@ class SingleStrategy:
         model, optimizer = self._prepared.model, self._prepared.optimizer
         self._scaler.unscale_(optimizer)
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = self._norm(parameters)
         if loss is not None:
             norm = norm.masked_fill(~torch.isfinite(loss), math.nan)
         if max_norm is not None:
@@ -138,6 +151,10 @@ class SingleStrategy:
         self._scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _norm(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the norm of the whole gradient, on the device."""
+        return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
     def _keep_memory(self, keep: bool) -> None:
         """Keep freed memory for speed, unless the configuration asks for something that needs less memory."""
@@ -154,16 +171,43 @@ class SingleStrategy:
 
     def save(self, directory: Path) -> None:
         """Write optimizer, schedule and loss scale: tensors as safetensors, the rest as JSON."""
-        write_optimizer(self._prepared.optimizer, directory, scaler=self._scaler.state_dict())
-        (directory / SCHEDULE).write_text(json.dumps(self._prepared.scheduler.state_dict()))
+        state = state_of(self._prepared.optimizer)
+        write_tensors(state, directory)
+        self._write_rest(state, directory)
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote.
+        """Read what `save` wrote, here or with any other strategy.
 
         Raises:
             CheckpointError: A file cannot be read, or its state is that of other parameters or settings.
         """
-        self._restore(directory, load_file)
+        self._restore(directory, self._read_tensors)
+
+    def load_weights(self, model: Any, directory: Path) -> bool:
+        """Read weights that processes wrote in parts; return False where there are none.
+
+        Raises:
+            CheckpointError: A file cannot be read, or does not fit the model.
+        """
+        if not (directory / MODEL).is_dir():
+            return False
+        load_weights(model, directory / MODEL)
+        return True
+
+    def save_weights(self, model: Any, directory: Path) -> bool:
+        """Return that weights are to be written whole."""
+        return False
+
+    def whole_weights(self, directory: Path) -> Mapping[str, torch.Tensor]:
+        """Return whole weights that processes wrote in parts.
+
+        Raises:
+            ConfigError: There are none.
+            CheckpointError: A file cannot be read.
+        """
+        if not (directory / MODEL).is_dir():
+            raise ConfigError(f"{directory} holds no weights in parts ({MODEL}): it opens as it is.")
+        return read_parts(directory / MODEL, lambda _, size, dtype: torch.empty(size, dtype=dtype))
 
     def check(self, directory: Path) -> None:
         """Raise what `load` would, without reading a tensor, and go on as if nothing had been read.
@@ -177,10 +221,28 @@ class SingleStrategy:
         for part, state in zip(parts, before, strict=True):
             part.load_state_dict(state)
 
+    def _write_rest(self, state: State, directory: Path) -> None:
+        write_rest(state, directory, scaler=self._scaler.state_dict())
+        (directory / SCHEDULE).write_text(json.dumps(self._prepared.scheduler.state_dict()))
+
+    def _read_tensors(self, directory: Path) -> Mapping[str, torch.Tensor]:
+        """Return the tensors of an optimizer's state, each as its parameter is."""
+        parameters = parameters_of(self._prepared.optimizer)
+
+        def beside(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            owner = parameters.get(name.rpartition(":")[0])
+            return tensor if owner is None else state_beside(tensor, owner)
+
+        if not (directory / OPTIMIZER).is_dir():
+            return {name: beside(name, tensor) for name, tensor in load_file(directory / TENSORS).items()}
+        return read_parts(
+            directory / OPTIMIZER, lambda name, size, dtype: beside(name, torch.empty(size, dtype=dtype, device="cpu"))
+        )
+
     def _restore(self, directory: Path, read: Callable[[Path], Mapping[str, torch.Tensor]]) -> None:
         try:
             schedule = json.loads((directory / SCHEDULE).read_bytes())
-            record = read_optimizer(self._prepared.optimizer, directory, read)
+            record = read_optimizer(self._prepared.optimizer, directory, read(directory))
             self._prepared.scheduler.load_state_dict(schedule)
             self._scaler.load_state_dict(record["scaler"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
@@ -192,7 +254,12 @@ class SingleStrategy:
         restore_matmul(self._matmul)
 
 
-def _without_numbers(file: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file without their elements; such as have no dimension are zero."""
-    with safe_open(file, "pt") as opened:
+def _without_numbers(directory: Path) -> Mapping[str, torch.Tensor]:
+    """Return the tensors of an optimizer's state without their elements; such as have no dimension are zero."""
+    if (directory / OPTIMIZER).is_dir():
+        outlines = read_parts(
+            directory / OPTIMIZER, lambda _, size, dtype: torch.empty(size, dtype=dtype, device="meta")
+        )
+        return {name: torch.zeros([0] * outline.ndim) for name, outline in outlines.items()}
+    with safe_open(directory / TENSORS, "pt") as opened:
         return {name: torch.zeros([0] * len(opened.get_slice(name).get_shape())) for name in opened.keys()}  # noqa: SIM118

@@ -13,6 +13,7 @@ def step_unless(bad: torch.Tensor, optimizer: Any) -> None:
     On a CPU the flag is there to be read. On an accelerator reading it would wait for the device, so optimizers that
     can decide there get it as they would from `torch.amp.GradScaler`; for the others it is read.
     """
+    bad = bad.to(optimizer.param_groups[0]["params"][0].device)  # weights may rest in the host's memory
     if bad.device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False):
         step_flagged(bad, optimizer)
     elif not bool(bad):

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from oumi_kernel import CheckpointError
+from oumi_kernel.completeness import STATE, incompleteness
 from oumi_kernel.contracts import Session
 from oumi_kernel.disk import cannot_write, require_space
 from oumi_kernel.launch import restarted_after
@@ -20,15 +21,14 @@ from oumi_kernel.rehearsal import ChecksState
 from oumi_plugins.trainers._averages import averaged, use_averages, use_trained
 from oumi_plugins.trainers._completion import Completion
 from oumi_plugins.trainers._manifest import (
-    STATE,
     checkpoints_in,
-    incompleteness,
     last_written_first,
     name_of,
     standing_for,
     tidy,
     written_at,
 )
+from oumi_plugins.trainers._model_files import load_weights, save_weights
 from oumi_plugins.trainers._optimizer_state import tensors_in
 from oumi_plugins.trainers._random_state import load_random_state, save_random_state
 from oumi_plugins.trainers._retention import Best, Retention, better
@@ -148,7 +148,7 @@ class Checkpoints:
             use_trained(session.prepared.optimizer)
             return None
         folder, progress = found
-        session.kernel.load_weights(session.prepared.model, folder, session.run)
+        load_weights(session, session.prepared.model, folder)
         session.strategy.load(folder)
         use_trained(session.prepared.optimizer)
         load_random_state(folder, session.run.world.rank)
@@ -187,7 +187,7 @@ class Checkpoints:
         if found is None:
             return [], []
         (folder, progress), session, unchecked = found, self._session, list[str]()
-        session.kernel.load_weights(skeleton, folder, session.run)
+        load_weights(session, skeleton, folder)
         if isinstance(session.strategy, ChecksState):
             session.strategy.check(folder)
         else:
@@ -210,15 +210,14 @@ class Checkpoints:
         problem = incompleteness(folder)
         if problem:
             raise CheckpointError(f"load_best_model_at_end: {folder} cannot be read: {problem}.")
-        self._session.kernel.load_weights(self._session.prepared.model, folder, self._session.run)
+        load_weights(self._session, self._session.prepared.model, folder)
         _log.info("the model is that of %s, evaluation loss %.6g", folder.name, best.eval_loss)
 
     def _write(self, folder: Path, progress: Progress) -> None:
         session = self._session
-        model, world = session.prepared.model, session.run.world
-        state = lambda: session.strategy.full_state(model)  # noqa: E731
+        world = session.run.world
         with averaged(session.prepared.optimizer):
-            session.kernel.save_model(model, state, session.tokenizer, folder, session.run)
+            save_weights(session, folder)
             session.strategy.save(folder)
         save_random_state(folder, world.rank)
         if world.is_main:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from oumi_kernel.completeness import MANIFEST
 from oumi_kernel.disk import cannot_write
-from oumi_plugins.trainers._manifest import MANIFEST, checkpoints_in, put, remove, seal, tidy
+from oumi_plugins.trainers._manifest import checkpoints_in, put, remove, seal, tidy
 from oumi_plugins.trainers._retention import expendable
 
 _log = logging.getLogger("oumi_plugins.trainers.checkpoint")

@@ -6,20 +6,17 @@ goes as `.gone-NAME`: whenever a process is killed, `tidy` finds out from the na
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
+from oumi_kernel.completeness import MANIFEST, digest, incompleteness
 from oumi_kernel.disk import sync
 
-MANIFEST = "manifest.json"
-STATE = "trainer_state.json"
 _NAME = re.compile(r"\A(?:\.old-)?checkpoint-(\d+)\Z")
 
 
@@ -39,36 +36,21 @@ def last_written_first(folder: Path) -> list[Path]:
 def seal(folder: Path) -> int:
     """Check that every tensor file opens, write the manifest, wait for the disk, and return the bytes written."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names: dict[Path, list[str]] = {}
     for path in files:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt"):  # refuses a file that does not hold what its header says
-                pass
+            with safe_open(path, "pt") as opened:  # refuses a file that does not hold what its header says
+                names[path] = sorted(opened.keys())
         sync(path)
-    rows = {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in files}
+    rows = {
+        str(path.relative_to(folder)): (path.stat().st_size, digest(path), len(held := names.get(path, [])), *held[:1])
+        for path in files
+    }
     (folder / MANIFEST).write_text(json.dumps({"written_at": time.time(), "files": rows}, indent=2))
     sync(folder / MANIFEST)
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
-    return sum(size for size, _ in rows.values())
-
-
-def incompleteness(folder: Path) -> str:
-    """Return why a folder is no complete checkpoint; empty if it is one. Files that it does not name are not opened."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-        if STATE not in manifest["files"]:
-            return f"manifest.json does not name {STATE}"
-        for name, (size, digest) in manifest["files"].items():
-            file = folder / name
-            if not file.is_file() or file.stat().st_size != size:
-                return f"{name} is missing or cut short"
-            if _digest(file) != digest:
-                return f"{name} was changed after it was written"
-    except FileNotFoundError:
-        return "there is no manifest.json, so it was never completed" if folder.is_dir() else "there is no such folder"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json cannot be read: {error}"
-    return ""
+    return sum(size for size, *_ in rows.values())
 
 
 def written_at(folder: Path) -> float:
@@ -121,8 +103,3 @@ def _returning(folder: Path) -> list[Path]:
     """Return the complete checkpoints that stepped aside for a successor that did not come."""
     aside = folder.glob(".old-checkpoint-*")
     return [old for old in aside if not name_of(old).exists() and not incompleteness(old)]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -173,7 +173,7 @@ class Guard:
             for index in indices:
                 batch: Any = self._session.collators["train"]([self._session.examples["train"][index]])
                 placed = strategy.place(self._objective.supervise(batch)[0])
-                if not math.isfinite(float(self._objective.loss(placed))):
+                if not math.isfinite(float(strategy.compute(self._objective.loss, placed))):
                     found.append(index)
         model.train()
         return found

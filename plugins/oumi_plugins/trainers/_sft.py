@@ -127,7 +127,8 @@ class SftTrainer:
         Raises:
             ConfigError: Packs are asked for, and the model would read across their borders.
         """
-        self._forward = self._asked(session.prepared.model, session)
+        with torch.no_grad():
+            self._forward = session.strategy.compute(self._asked, session.prepared.model, session)
         self._check_packs(self._forward)
 
     def _asked(self, model: nn.Module, session: Session) -> Forward:
