@@ -117,10 +117,16 @@ def test_a_process_is_said_to_hold_its_part_and_what_is_gathered() -> None:
     layer = sum(parameter.numel() * 4 for parameter in model.model.layers[0].parameters())
     rest = whole - layer * len(model.model.layers)
     held = strategy(4, layers).division(model)
-    assert held == Division(weights=whole // 4 + rest + 2 * layer, gradients=whole // 4 + rest + layer, share=0.25)
-    rounded = strategy(4, layers + "  mixed_precision: bf16\n").division(model)
-    assert rounded.weights == whole // 4 + (rest + 2 * layer) // 2
-    assert strategy(4, layers + "  sharding_strategy: SHARD_GRAD_OP\n").division(model).weights == whole // 4 + whole
+    assert (held.weights, held.gradients, held.optimizer_state) == (4, 4, 4)
+    assert gathered(held) == rest + 2 * layer
+    assert gathered(strategy(4, layers + "  mixed_precision: bf16\n").division(model)) == (rest + 2 * layer) // 2
+    assert gathered(strategy(4, layers + "  sharding_strategy: SHARD_GRAD_OP\n").division(model)) == whole
+    assert strategy(4, layers + "  cpu_offload: true\n").division(model).host >= {"weights", "optimizer state"}
+
+
+def gathered(held: Division) -> int | None:
+    (amount,) = [part.bytes for part in held.parts if part.what == "gathered weights"]
+    return amount
 
 
 class Kept:
