@@ -145,7 +145,7 @@ def one(folder: Path, two: list[Outcome]) -> Outcome:
         folder,
         1,
         run("one", *batches(4, accumulation=2), "--training.metrics_function=token_accuracy"),
-        run("alone", *batches(4, accumulation=2), *LAYERS),
+        run("alone", *batches(4, accumulation=2), *LAYERS, MASTER_ADDR=""),
         run("one_lora", *batches(2), *ONE_ROW),
         run("one_qlora", *batches(4), *QLORA),
         run("calm", *batches(6), *ADAM),
