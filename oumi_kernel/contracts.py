@@ -202,8 +202,8 @@ class Strategy(Protocol):
         """Return the sum of a tensor over all processes; `what` it is, for an error where one of them does not come."""
         ...
 
-    def full_state(self, model: Any) -> Mapping[str, Any] | None:
-        """Return name -> whole tensor on rank 0, None elsewhere. Every rank must call it."""
+    def full_state(self, model: Any, *, trained: bool) -> Mapping[str, Any] | None:
+        """Return name -> whole tensor on rank 0, at least of what is `trained`; None elsewhere. All must call it."""
         ...
 
     def save(self, directory: Path) -> None:

@@ -41,7 +41,7 @@ def save_final_model(session: Session) -> None:
     try:
         with _explained(target, own):
             beside.mkdir(parents=True, exist_ok=True)
-            state = lambda: session.strategy.full_state(model)  # noqa: E731
+            state = lambda: session.strategy.full_state(model, trained=kernel.has_adapter)  # noqa: E731
             kernel.save_model(model, state, session.tokenizer, beside, run)
         if run.world.is_main:
             with _adapter_kept(beside, run.output_dir, mode):

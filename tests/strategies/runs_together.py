@@ -1,9 +1,10 @@
 """One of several processes that do runs one after another: `python -m tests.strategies.runs_together FILE`.
 
 The file holds a list of runs, each with a `config` file, `flags`, what else the environment says (`environment`), and
-whether the part of each weight that a process has is filled with its rank and one (`marked`). The process is started as
-a launcher would start it. It writes what each run came to beside the file, as `RANK.json`: the exit code and message,
-and how much of the weights and of the optimizer's state was here.
+whether the part of each weight that a process has is filled with its rank and one before it is saved (`marked`).
+
+The process is started as a launcher would start it. It writes what each run came to beside the file, as `RANK.json`:
+the exit code and message, and how much of the weights and of the optimizer's state was here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from oumi_kernel.loading import load_config
 from oumi_kernel.loading.overrides import split_overrides
 from oumi_kernel.plugins import resolve, scan
 from oumi_kernel.run import run_training
+from oumi_plugins.strategies._fsdp import FsdpStrategy
 from oumi_plugins.strategies._single import SingleStrategy
 
 SEEN: dict[str, Any] = {}
@@ -29,17 +31,20 @@ SEEN: dict[str, Any] = {}
 
 def main(file: Path) -> None:
     """Do the runs."""
-    kept = SingleStrategy._build
+    kept, gather = SingleStrategy._build, FsdpStrategy.full_state
 
     def watched(strategy: Any, model: Any, build: Any) -> Any:
         prepared = kept(strategy, model, build)
         SEEN.update(model=model, optimizer=prepared.optimizer)
-        if SEEN["marked"]:
-            for parameter in model.parameters():
-                parameter.detach().to_local().fill_(int(os.environ["RANK"]) + 1)
         return prepared
 
-    SingleStrategy._build = watched
+    def marked(strategy: Any, model: Any, *, trained: bool) -> Any:
+        for parameter in model.parameters() if SEEN["marked"] else ():
+            parameter.detach().to_local().fill_(int(os.environ["RANK"]) + 1)
+        SEEN["gathered"] = gather(strategy, model, trained=trained)
+        return SEEN["gathered"]
+
+    SingleStrategy._build, FsdpStrategy.full_state = watched, marked
     found = []
     for number, run in enumerate(json.loads(file.read_text())):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # the processes meet at another place
@@ -77,6 +82,8 @@ def _divided() -> dict[str, Any]:
     state = [t for values in SEEN["optimizer"].state.values() for t in values.values() if hasattr(t, "numel")]
     return {
         "parameters": len(parameters),
+        "trained": sum(p.requires_grad for p in parameters.values()),
+        "gathered": len({id(tensor) for tensor in (SEEN.get("gathered") or {}).values()}),
         "divided": len(divided),
         "processes": sorted({p.device_mesh.size() for p in divided.values()}),
         "whole": sum(p.numel() for p in parameters.values()),

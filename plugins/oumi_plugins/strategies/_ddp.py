@@ -59,9 +59,9 @@ class DdpStrategy(SeveralStrategy):
         assert self._replica is not None  # noqa: S101 - a dry run computes nothing
         return nullcontext() if last else self._replica.no_sync()
 
-    def full_state(self, model: Any) -> Mapping[str, Any] | None:
+    def full_state(self, model: Any, *, trained: bool) -> Mapping[str, Any] | None:
         """Return the model's weights on the first process."""
-        return super().full_state(model) if self._world.is_main else None
+        return super().full_state(model, trained=trained) if self._world.is_main else None
 
     def save(self, directory: Path) -> None:
         """Write the state of optimizer and schedule, which is the same in every process, once."""

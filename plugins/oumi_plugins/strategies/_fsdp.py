@@ -20,6 +20,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
@@ -109,11 +110,13 @@ class FsdpStrategy(SeveralStrategy):
             self._root.set_requires_all_reduce(last)
         return nullcontext()
 
-    def full_state(self, model: Any) -> Mapping[str, Any] | None:
-        """Return the model's weights on the first process, in the host's memory."""
+    def full_state(self, model: Any, *, trained: bool) -> Mapping[str, Any] | None:
+        """Return weights on the first process, in the host's memory: all, or those that train and what is whole."""
         found: dict[int, Any] = {}
         state: dict[str, Any] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
+            if trained and isinstance(tensor, DTensor) and not tensor.requires_grad:
+                continue
             if id(tensor) not in found:  # tied weights are one
                 found[id(tensor)] = gathered(tensor, keep=self._world.is_main)
             state[name] = found[id(tensor)]

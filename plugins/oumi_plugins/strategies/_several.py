@@ -51,7 +51,8 @@ class SeveralStrategy(SingleStrategy):
 
     def agree(self, facts: Mapping[str, str], folder: Path) -> None:
         """Show who is where, and refuse to train where the processes differ or share no folder."""
-        preflight(self._group, self._world, self.device, facts, folder)
+        if self._world.size > 1:
+            preflight(self._group, self._world, self.device, facts, folder)
 
     def step_in_backward(self) -> None:
         """Refuse to: a gradient is whole only when all processes have added theirs.

@@ -165,7 +165,7 @@ class SingleStrategy:
         """Return the values: they are the sum already."""
         return values
 
-    def full_state(self, model: Any) -> Mapping[str, Any] | None:
+    def full_state(self, model: Any, *, trained: bool) -> Mapping[str, Any] | None:
         """Return the model's weights."""
         return model.state_dict()
 

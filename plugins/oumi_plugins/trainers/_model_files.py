@@ -18,7 +18,8 @@ def save_weights(session: Session, folder: Path) -> None:
     model, strategy, kernel = session.prepared.model, session.strategy, session.kernel
     if not kernel.has_adapter and isinstance(strategy, SavesParts) and strategy.save_weights(model, folder):
         return
-    kernel.save_model(model, lambda: strategy.full_state(model), session.tokenizer, folder, session.run)
+    state = lambda: strategy.full_state(model, trained=kernel.has_adapter)  # noqa: E731
+    kernel.save_model(model, state, session.tokenizer, folder, session.run)
 
 
 def load_weights(session: Session, model: Any, folder: Path) -> None:

@@ -69,11 +69,14 @@ def held_by(model: Any, optimizer: Any) -> dict[str, int]:
     """
     import torch
 
+    from oumi_plugins.strategies.shards import own_part
+
     if not torch.cuda.is_available():
         return {}
     parameters = list(model.parameters())
     gradients = [parameter for parameter in parameters if parameter.requires_grad]
     state = [t for values in optimizer.state.values() for t in values.values() if isinstance(t, torch.Tensor)]
     sizes = {"weights": parameters, "gradients": gradients, "optimizer state": state}
-    held = {what: sum(t.numel() * t.element_size() for t in tensors) for what, tensors in sizes.items()}
+    parts = {what: [own_part(tensor) for tensor in tensors] for what, tensors in sizes.items()}
+    held = {what: sum(t.numel() * t.element_size() for t in tensors) for what, tensors in parts.items()}
     return held | {"activations and logits": max(0, torch.cuda.max_memory_allocated() - sum(held.values()))}
