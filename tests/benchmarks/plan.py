@@ -57,7 +57,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 LORA = {"lora_r": 16, "lora_target_modules": PROJECTIONS}
 QLORA = LORA | {"q_lora": True, "q_lora_bits": 4, "bnb_4bit_compute_dtype": "bfloat16"}
 METHODS: dict[str, dict[str, Any]] = {
-    "full": {"model": {"torch_dtype_str": "float32"}},
+    "full": {"model": {"torch_dtype_str": "float32"}, "training": {"mixed_precision_dtype": "bf16"}},
     "LoRA": {"training": {"use_peft": True}, "peft": LORA},
     "QLoRA": {"training": {"use_peft": True}, "peft": QLORA},
 }
@@ -214,7 +214,7 @@ def estimates(
         def division(self, model: Any) -> Division:
             return self._division
 
-    loaded = with_seeds(load_config(configure(case, depth, tokens, method, again)))
+    loaded = with_seeds(load_config(configure(case, depth, tokens, method, again)), case.world)
     kernel = Kernel(resolve(loaded, scan()))
     run = Run(config=loaded.config, folder=loaded.folder, world=case.world)
     stage = prepare(kernel, SingleStrategy(run), run)
@@ -239,7 +239,6 @@ def configure(case: Case, depth: int, tokens: int, method: str, again: bool) -> 
     sections = METHODS[method]
     training = {
         "per_device_train_batch_size": 1,
-        "mixed_precision_dtype": "bf16",
         "enable_gradient_checkpointing": again,
         "output_dir": str(folder / "output"),
         "save_steps": 0,
