@@ -1,0 +1,103 @@
+"""Random faults, one after another, in a run of two processes: its parameters are those of a calm run.
+
+`OUMI_SOAK_FAULTS=50 OUMI_SOAK_SEED=1 pytest tests/strategies/test_soak.py` has fifty of them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.strategies import test_ddp as ddp
+from tests.strategies.test_ddp import Start, batches, ended, worker_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(7200),
+    pytest.mark.skipif(sys.platform != "linux", reason="limits of running processes are Linux's"),
+]
+start = ddp.start
+FAULTS = int(os.environ.get("OUMI_SOAK_FAULTS", "3"))
+SEED = int(os.environ.get("OUMI_SOAK_SEED", "0"))
+LIMIT = 100_000
+"""Bytes of a file from which on a process finds its disk full: less than a checkpoint's weights."""
+METRIC = """
+import time
+
+def slowly(predictions, labels):
+    '''Takes its time, so that a fault meets a run that is not over.'''
+    time.sleep(0.05)
+    return 0.0
+"""
+
+
+def kill(worker: int) -> None:
+    os.kill(worker, signal.SIGKILL)
+
+
+def terminate(worker: int) -> None:
+    os.kill(worker, signal.SIGTERM)
+
+
+def fill_disk(worker: int) -> None:
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+
+
+def slow_down(worker: int) -> None:
+    os.kill(worker, signal.SIGSTOP)
+    time.sleep(1.5)
+    os.kill(worker, signal.SIGCONT)
+
+
+def test_a_run_with_random_faults_ends_with_the_parameters_of_a_calm_one(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "slowly.py").write_text(METRIC)
+    flags = (
+        *("--nproc", "2", "--max-restarts", "1000", "--plugin=./slowly.py:slowly"),
+        *("--training.metrics_function=slowly", "--training.eval_steps=1", "--training.save_steps=3"),
+        *(f"--training.max_steps={20 + 8 * FAULTS}", *batches(4), "--training.try_resume_from_last_checkpoint"),
+    )
+    metrics, chance = tmp_path / "out/metrics.jsonl", random.Random(SEED)
+    process, done = start("out", *flags), 0
+    for _ in range(FAULTS):
+        after_progress(process, metrics)
+        time.sleep(chance.random())
+        fault: Callable[[int], None] = chance.choice([kill, terminate, fill_disk, slow_down])
+        rank = 0 if fault is fill_disk else chance.randrange(2)
+        fault(worker_of(process, rank))
+        done += 1
+        if fault is terminate:
+            ended(process, expected=143)
+            process = start("out", *flags)
+    ended(process)
+    assert done == FAULTS
+    ended(start("calm", *flags))
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "calm"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def after_progress(process: subprocess.Popen[str], metrics: Path) -> None:
+    """Wait until a step was done after now, by processes that are both there."""
+    before, ends = _state(metrics), time.monotonic() + 300
+    while _state(metrics) == before:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def _state(file: Path) -> tuple[int, int]:
+    if not file.exists():
+        return 0, 0
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size
