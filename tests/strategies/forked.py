@@ -7,6 +7,7 @@ What each came to is written beside the file, as `RUN-RANK.json`: the exit code 
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -42,9 +43,10 @@ def _start(place: Path, run: dict[str, Any], rank: int, port: int) -> int:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, MASTER_ADDR="localhost", MASTER_PORT=str(port)
     )
+    faulthandler.dump_traceback_later(run.get("seconds", 240), exit=True)  # says where it hangs
     try:
         found = _outcome(run)
-    except BaseException:
+    except Exception:
         traceback.print_exc()
         found = {"exit_code": 1, "error": traceback.format_exc()}
     place.write_text(json.dumps(found))

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,12 +24,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
-from oumi_kernel import ConfigError, Problem
+from oumi_kernel import CheckpointError, ConfigError, Problem
 from oumi_kernel.config import DeepSpeedParams
 from oumi_kernel.config.deepspeed import DeepSpeedPrecision
 from oumi_kernel.contracts import Prepared, Run
 from oumi_plugins.strategies._elementwise import is_elementwise
-from oumi_plugins.strategies._optimizer_files import write_optimizer
+from oumi_plugins.strategies._optimizer_files import write_tensors
+from oumi_plugins.strategies._part_files import MODEL, weights_of
 from oumi_plugins.strategies._several import Computation, SeveralStrategy
 from oumi_plugins.strategies._zero_settings import FILE, number_format, settings_of
 from oumi_plugins.strategies._zero_state import (
@@ -59,7 +61,7 @@ class DeepSpeedStrategy(SeveralStrategy):
         self._offload = Path(zero["offload_optimizer"]["nvme_path"]) if _swaps(zero) else None
         if self._stage and number_format(self._settings) is not None:
             self._dtype = None  # weights are in 16 bits themselves
-        self._scaler = torch.amp.GradScaler(enabled=False)
+        self._scaler: Any = torch.amp.GradScaler(enabled=False)
         self._engine: Any = None
 
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
@@ -69,7 +71,7 @@ class DeepSpeedStrategy(SeveralStrategy):
             ConfigError: The optimizer or the model cannot be divided.
             OutOfMemoryError: The device has no room for this process's part.
         """
-        if self._stage < 3 and not self._is_rehearsal:  # noqa: PLR2004 - a stage
+        if self._stage < 3 and not self._is_rehearsal:
             with memory_errors():
                 model.to(self.device)
         prepared = self._build(model, build)
@@ -99,7 +101,7 @@ class DeepSpeedStrategy(SeveralStrategy):
 
     def full_state(self, model: Any) -> Mapping[str, Any] | None:
         """Return the model's weights on the first process."""
-        if self._stage == 3:  # noqa: PLR2004 - a stage
+        if self._stage == 3:
             return whole_model(model, keep=self._world.is_main)
         return super().full_state(model) if self._world.is_main else None
 
@@ -110,13 +112,29 @@ class DeepSpeedStrategy(SeveralStrategy):
                 super().save(directory)
             return
         optimizer, keep = self._prepared.optimizer, self._world.is_main
-        state = optimizer.whole_state(keep=keep)
+        state = optimizer.whole(keep=keep)
         masters = whole_masters(optimizer, keep=keep) if self._has_masters() else {}
         if keep:
-            write_optimizer(optimizer, directory, state, scaler=self._loss_scale())
-            self._save_schedule(directory)
+            write_tensors(state, directory)
+            self._write_rest(state, directory)
         if masters:
             save_file(masters, directory / MASTERS)
+
+    def load_weights(self, model: Any, directory: Path) -> bool:
+        """Read weights that processes wrote in parts; return False where there are none.
+
+        Raises:
+            CheckpointError: A file cannot be read, or does not fit the model.
+        """
+        if self._stage < 3 or self._is_rehearsal:  # noqa: PLR2004 - a stage
+            return super().load_weights(model, directory)
+        if not (directory / MODEL).is_dir():
+            return False
+        whole, held = self.whole_weights(directory), weights_of(model)
+        if {name: tensor.shape for name, tensor in whole.items()} != {n: tensor.shape for n, tensor in held.items()}:
+            raise CheckpointError(f"{directory / MODEL} holds the weights of another model.")
+        model.load_state_dict(whole, strict=False)  # of weights that are tied one is there
+        return True
 
     def close(self) -> None:
         """Leave the other processes."""
@@ -164,10 +182,12 @@ class DeepSpeedStrategy(SeveralStrategy):
             message = "with ZERO_0 nothing keeps a float32 copy of weights in 16 bits."
             problems.append(("deepspeed.zero_stage", message, "Set ZERO_1, or train float32 weights."))
         if self._stage and (isinstance(optimizer, torch.optim.Adagrad) or not is_elementwise(optimizer, self.device)):
-            message = f"'{name}' looks at whole weights or blocks of them, and ZeRO gives an optimizer parts of weights."
+            message = (
+                f"'{name}' looks at whole weights or blocks of them, and ZeRO gives an optimizer parts of weights."
+            )
             problems.append(("training.optimizer", message, "Use adamw_torch, or zero_stage: ZERO_0."))
         is_quantised = self._is_quantised or not all(p.is_floating_point() for p in prepared.model.parameters())
-        if self._stage == 3 and is_quantised:  # noqa: PLR2004 - a stage
+        if self._stage == 3 and is_quantised:
             message = "ZERO_3 cannot divide quantised weights."
             problems.append(("deepspeed.zero_stage", message, "Set ZERO_2: of an adapter there is little to divide."))
         if problems:
@@ -188,24 +208,32 @@ class DeepSpeedStrategy(SeveralStrategy):
         if distributed.get_world_size() != self._world.size or deepspeed.comm.get_world_size() != self._world.size:
             raise AssertionError("DeepSpeed sees another number of processes than there are")
         groups = whole_groups(optimizer)
-        if self._stage == 3:  # noqa: PLR2004 - a stage
+        if self._stage == 3:
             deepspeed.zero.Init(module=model, config_dict_or_path=self._settings)
             for buffer in model.buffers():
                 buffer.data = buffer.data.to(self.device)
         self._engine, *_ = deepspeed.initialize(model=Computation(model), optimizer=optimizer, config=self._settings)
         if self._stage:
             self._prepared.optimizer = DividedOptimizer(optimizer, self._engine.optimizer, groups)
-        if self._stage == 3:  # noqa: PLR2004 - a stage
+        if self._stage == 3:
             open_to_state_dicts(model)
 
     def _has_masters(self) -> bool:
         return number_format(self._settings) is not None
 
-    def _loss_scale(self) -> dict[str, float]:
-        if number_format(self._settings) is not DeepSpeedPrecision.FP16:
-            return {}
-        scaler = self._engine.optimizer.loss_scaler
-        return {key: value for key, value in vars(scaler).items() if isinstance(value, int | float)}
+class _LossScale:
+    """DeepSpeed's loss scaler, saved and restored as torch's is."""
+
+    def __init__(self, scaler: Any) -> None:
+        self._scaler = scaler
+
+    def state_dict(self) -> dict[str, float]:
+        """Return its numbers."""
+        return {key: value for key, value in vars(self._scaler).items() if isinstance(value, int | float)}
+
+    def load_state_dict(self, saved: Mapping[str, float]) -> None:
+        """Take numbers that `state_dict` gave; those of another strategy's are not its own."""
+        vars(self._scaler).update({key: value for key, value in saved.items() if key in vars(self._scaler)})
 
 
 def _spoil(zero: Any) -> None:
@@ -244,9 +272,11 @@ def _check_zero(zero: Mapping[str, Any]) -> None:
 
 
 def _be_quiet(level: str, *, asked: bool) -> None:
-    """Let DeepSpeed's log be as loud as other libraries', but for times that somebody asked for."""
+    """Let DeepSpeed say no more than errors, unless somebody asked for what libraries say, or for its times."""
     logger = logging.getLogger("DeepSpeed")
-    level = "INFO" if asked else level.upper()
-    logger.setLevel(level)
+    shown = logging.INFO if asked else logging.getLevelNamesMapping()[level.upper()]
+    shown = logging.ERROR if shown == logging.WARNING else shown  # its warnings are of what was checked here
+    logger.setLevel(shown)
     for handler in logger.handlers:
-        handler.setLevel(level)
+        handler.setLevel(shown)
+    warnings.filterwarnings("ignore", message="`torch.distributed.", category=FutureWarning)  # of functions it calls

@@ -191,7 +191,7 @@ def _offload_problems(zero: Mapping[str, Any]) -> Iterator[Problem]:
         if offload.get("device") != "nvme":
             continue
         path = f"deepspeed.{name}.device"
-        if zero["stage"] != 3:  # noqa: PLR2004
+        if zero["stage"] != 3:
             message = "NVMe is for ZERO_3 only; with other stages DeepSpeed would use host memory instead."
             yield Problem(code="not-served", path=path, message=message, hint="Set zero_stage: ZERO_3, or device: CPU.")
             continue

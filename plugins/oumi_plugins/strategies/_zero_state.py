@@ -7,17 +7,20 @@ which are pickles, is ever read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
 )
-from deepspeed.runtime.zero import GatheredParameters
 from torch import nn
+
+from oumi_plugins.strategies._optimizer_files import State, state_of
 
 Group = dict[str, Any]
 
@@ -54,20 +57,20 @@ class DividedOptimizer:
         return self.parts[0].state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `whole_state` returns, tensors without their numbers."""
+        """Return the state of the whole, tensors without their numbers."""
         return self._state(lambda parameter, key: torch.empty(_shape(parameter), device="meta"))
 
-    def whole_state(self, *, keep: bool) -> dict[str, Any]:
-        """Return the `state_dict` of an optimizer that is not divided; those that do not `keep` it get no tensors.
+    def whole(self, *, keep: bool) -> State:
+        """Return the state of the optimizer as it were in one process; those that do not `keep` it get empty tensors.
 
         Every process must call this.
         """
 
-        def gather(parameter: nn.Parameter, key: str) -> torch.Tensor | None:
+        def gather(parameter: nn.Parameter, key: str) -> torch.Tensor:
             whole = safe_get_full_optimizer_state(parameter, key)
-            return whole.cpu() if keep and whole is not None else None
+            return whole.cpu() if keep and whole is not None else torch.empty(0)
 
-        return self._state(gather)
+        return state_of(SimpleNamespace(parts=self.parts, state_dict=lambda: self._state(gather)))
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take this process's parts of a whole state, which every process has."""
@@ -85,11 +88,9 @@ class DividedOptimizer:
                 self._take(parameter, flat, given[id(parameter)])
 
     def _take(self, parameter: nn.Parameter, flat: torch.Tensor, values: Mapping[str, Any]) -> None:
-        mapping = getattr(parameter, "_hp_mapping", None)
-        if mapping is not None:
-            mapping.set_optim_state_fragment(flat, self.parts[0].state[flat])
+        _link(parameter, flat, self.parts[0].state[flat])
         for key, value in values.items():
-            if isinstance(value, torch.Tensor) and value.ndim:
+            if _is_divided(value):
                 safe_set_full_optimizer_state(parameter, value.to(flat.device), key)
 
     def _state(self, tensor: Any) -> dict[str, Any]:
@@ -97,8 +98,9 @@ class DividedOptimizer:
         for flat, inside in self._flats():
             kept = self.parts[0].state.get(flat, {})
             for parameter in inside:
+                _link(parameter, flat, kept)
                 state[id(parameter)] = {
-                    key: tensor(parameter, key) if _is_divided(value, flat) else value for key, value in kept.items()
+                    key: tensor(parameter, key) if _is_divided(value) else value for key, value in kept.items()
                 }
         indices = {id(parameter): index for index, parameter in enumerate(self._parameters())}
         groups = [
@@ -151,55 +153,42 @@ def whole_model(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor] | No
 
 
 def open_to_state_dicts(model: nn.Module) -> None:
-    """Let a divided model's `state_dict` give whole weights, in host memory, and `load_state_dict` take such.
+    """Let a divided model's `load_state_dict` take whole weights, and its `state_dict` tell their shapes.
 
-    Every process must call them. Each module's weights are gathered while it is read or written, through torch's hooks.
+    Each module's weights are gathered while it is written, so every process must call `load_state_dict`. What
+    `state_dict` gives has no numbers (device `meta`): it is called by single processes, to which nobody would send any.
     """
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if own:
-            _Opening(own).watch(module)
+            module.register_state_dict_post_hook(_as_outlines)
+            writing = _Writing(own)
+            module.register_load_state_dict_pre_hook(writing.begin)
+            module.register_load_state_dict_post_hook(writing.end)
 
 
-class _Opening:
-    """Gathers the weights of one module for as long as its state is read or written."""
+def _as_outlines(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name, weight in module.named_parameters(recurse=False):
+        held = state.get(prefix + name)
+        if held is not None and not isinstance(held, nn.Parameter):  # as it is with keep_vars
+            state[prefix + name] = torch.empty(_shape(weight), dtype=weight.dtype, device="meta")
+
+
+class _Writing:
+    """Gathers the weights of one module for as long as they are written."""
 
     def __init__(self, weights: Sequence[nn.Parameter]) -> None:
         self._weights = list(weights)
         self._context: Any = None
 
-    def watch(self, module: nn.Module) -> None:
-        """Be there when the state of a module is read or written."""
-        module.register_state_dict_pre_hook(self._begin_reading)
-        module.register_state_dict_post_hook(lambda *given: self._end_reading(*given))  # torch marks what it is given
-        module.register_load_state_dict_pre_hook(self._begin_writing)
-        module.register_load_state_dict_post_hook(self._end_writing)
-
-    def _begin_reading(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:  # noqa: FBT001 - torch's call
-        if not keep_vars:
-            self._enter(None)
-
-    def _end_reading(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        if self._context is None:
-            return
-        for name in dict(module.named_parameters(recurse=False)):
-            if prefix + name in state:
-                state[prefix + name] = state[prefix + name].cpu().clone()
-        self._leave()
-
-    def _begin_writing(self, *_: Any) -> None:
-        self._enter(0)
-
-    def _end_writing(self, *_: Any) -> None:
-        self._leave()
-
-    def _enter(self, writer: int | None) -> None:
-        self._context = GatheredParameters(self._weights, modifier_rank=writer)
+    def begin(self, *_: Any) -> None:
+        """Gather them."""
+        self._context = GatheredParameters(self._weights, modifier_rank=0)
         self._context.__enter__()
 
-    def _leave(self) -> None:
+    def end(self, *_: Any) -> None:
+        """Divide what the first process has written."""
         self._context.__exit__(None, None, None)
-        self._context = None
 
 
 def _named(optimizer: DividedOptimizer) -> Iterator[tuple[str, nn.Parameter]]:
@@ -211,13 +200,20 @@ def _settings(group: Mapping[str, Any]) -> Group:
     return {key: value for key, value in group.items() if key not in ("params", "param_names")}
 
 
-def _is_divided(value: Any, flat: torch.Tensor) -> bool:
+def _link(parameter: Any, flat: torch.Tensor, state: Mapping[str, Any]) -> None:
+    """Tell DeepSpeed where the state of a parameter is; by itself it looks once, when only the first group has any."""
+    mapping = getattr(parameter, "_hp_mapping", None)
+    if mapping is not None:
+        mapping.set_optim_state_fragment(flat, state)
+
+
+def _is_divided(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
 def _empty_part(flat: torch.Tensor, value: Any) -> Any:
     """Return where a process keeps its part of a state, or the state itself if it is a number."""
-    return torch.zeros_like(flat, dtype=value.dtype) if isinstance(value, torch.Tensor) and value.ndim else value
+    return torch.zeros_like(flat, dtype=value.dtype) if _is_divided(value) else value
 
 
 def _shape(parameter: Any) -> torch.Size:
