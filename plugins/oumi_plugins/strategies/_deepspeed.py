@@ -126,7 +126,7 @@ class DeepSpeedStrategy(SeveralStrategy):
         Raises:
             CheckpointError: A file cannot be read, or does not fit the model.
         """
-        if self._stage < 3 or self._is_rehearsal:  # noqa: PLR2004 - a stage
+        if self._stage < 3 or self._is_rehearsal:
             return super().load_weights(model, directory)
         if not (directory / MODEL).is_dir():
             return False
@@ -217,9 +217,12 @@ class DeepSpeedStrategy(SeveralStrategy):
             self._prepared.optimizer = DividedOptimizer(optimizer, self._engine.optimizer, groups)
         if self._stage == 3:
             open_to_state_dicts(model)
+        if number_format(self._settings) is DeepSpeedPrecision.FP16:
+            self._scaler = _LossScale(self._engine.optimizer.loss_scaler)
 
     def _has_masters(self) -> bool:
         return number_format(self._settings) is not None
+
 
 class _LossScale:
     """DeepSpeed's loss scaler, saved and restored as torch's is."""
