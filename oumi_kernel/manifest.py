@@ -77,8 +77,8 @@ def parameter_counts(model: Any) -> tuple[int, int]:
     """Return how many parameters of a model train, and how many there are: by itself, where some are packed."""
     if hasattr(model, "get_nb_trainable_parameters"):
         return model.get_nb_trainable_parameters()
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    sizes = [(p.numel() or getattr(p, "ds_numel", 0), p.requires_grad) for p in model.parameters()]  # where divided
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
 def effective_config(loaded: LoadedConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ def own_part(tensor: Any) -> Any:
     """Return what this process holds of a tensor: itself, if it is not divided."""
     from torch.distributed.tensor import DTensor
 
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else getattr(tensor, "ds_tensor", tensor)  # of DeepSpeed
 
 
 def gathered(tensor: Any, *, keep: bool) -> Any:

@@ -19,6 +19,7 @@ import torch
 from oumi_kernel import NumericsError, StopRequested
 from oumi_kernel.config import Moments
 from oumi_kernel.contracts import Session, StepRecord, Summary
+from oumi_plugins.strategies.shards import own_part
 from oumi_plugins.trainers._averages import averaged
 from oumi_plugins.trainers._batches import Batch, Batches
 from oumi_plugins.trainers._checkpoint import Checkpoints, Progress
@@ -254,7 +255,7 @@ class Loop:
         self._look()
         self.guard.raise_failure()
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            if parameter.requires_grad and not bool(torch.isfinite(own_part(parameter)).all()):
                 raise NumericsError(
                     f"the weight {name} is not finite after step {self.progress.step}, learning rate {self.rate:g}. "
                     "Lower the learning rate."

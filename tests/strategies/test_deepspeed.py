@@ -1,0 +1,131 @@
+"""DeepSpeed's ZeRO in two processes on the CPU: the result of one process, checkpoints for any number, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import QUICKSTART
+
+pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+pytestmark = pytest.mark.slow
+
+STEPS = 6
+DIVIDES_SMALL_WEIGHTS = "--deepspeed.stage3_param_persistence_threshold=10"
+IMPORTED_ONCE = ("transformers", "oumi_plugins.strategies._deepspeed", "oumi_plugins.trainers._sft", "peft")
+
+
+def write_files(folder: Path) -> None:
+    """Write model, data and configuration: 61 rows of unequal length, 5 to evaluate on, AdamW, accumulation."""
+    shutil.copytree(QUICKSTART / "model", folder / "model")
+    lines = (QUICKSTART / "data/train.jsonl").read_text().splitlines()
+    (folder / "rows.jsonl").write_text("\n".join(lines[:61]))
+    (folder / "held_out.jsonl").write_text("\n".join(lines[61:66]))
+    split = {"collator_name": "text_completions_only_with_padding"}
+    config = {
+        "model": {"model_name": "./model"},
+        "data": {
+            "train": split | {"datasets": [{"dataset_name": "text_sft", "dataset_path": "./rows.jsonl"}]},
+            "validation": split | {"datasets": [{"dataset_name": "text_sft", "dataset_path": "./held_out.jsonl"}]},
+        },
+        "training": {
+            "max_steps": STEPS,
+            "optimizer": "adamw_torch",
+            "adam_epsilon": 0.01,  # a small one divides rounding errors of small gradients by their size
+            "learning_rate": 0.01,
+            "weight_decay": 0.1,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "per_device_eval_batch_size": 2,
+            "eval_strategy": "steps",
+            "eval_steps": 3,
+            "save_steps": 3,
+            "logging_steps": 1,
+            "enable_tensorboard": False,
+        },
+    }
+    (folder / "train.yaml").write_text(json.dumps(config))
+
+
+def one(folder: Path, name: str, *flags: str) -> dict[str, Any]:
+    """Return a run of one process without DeepSpeed, whose steps have as many examples as those of two."""
+    output = f"--training.output_dir={folder / name}"
+    together = "--training.per_device_train_batch_size=4"
+    return {"config": str(folder / "train.yaml"), "flags": [output, together, *flags], "processes": 1}
+
+
+def zero(folder: Path, name: str, stage: int, *flags: str) -> dict[str, Any]:
+    """Return a run of two processes with DeepSpeed."""
+    chosen = ["--deepspeed.enable_deepspeed=true", f"--deepspeed.zero_stage=ZERO_{stage}", DIVIDES_SMALL_WEIGHTS]
+    output = f"--training.output_dir={folder / name}"
+    return {"config": str(folder / "train.yaml"), "flags": [output, *chosen, *flags], "processes": 2}
+
+
+def done(folder: Path, *runs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Do runs one after another, and return what came of the first process of each."""
+    (folder / "runs.json").write_text(json.dumps(runs))
+    command = [sys.executable, "-m", "tests.strategies.forked", str(folder / "runs.json"), *IMPORTED_ONCE]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OUMI_CACHE_DIR": str(folder / "cache")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = [json.loads((folder / f"{number}-0.json").read_text()) for number in range(len(runs))]
+    assert not any(outcome["exit_code"] == 1 for outcome in found), ended.stderr
+    return [outcome | {"stderr": ended.stderr} for outcome in found]
+
+
+def figures(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
+
+
+def assert_same_result(left: Path, right: Path, weights: str = "model.safetensors") -> None:
+    ours, theirs = load_file(left / weights), load_file(right / weights)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=f"{left.name}: {name}")
+    mine = figures(left)
+    for row, other in zip(mine, figures(right)[-len(mine) :], strict=True):
+        assert row == pytest.approx(other, rel=2e-5), left.name
+
+
+def test_every_stage_gives_the_result_of_one_process_and_goes_on_from_any_other(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    onward = [f"--training.resume_from_checkpoint={tmp_path}/zero{stage}/checkpoint-3" for stage in (3, 1)]
+    outcomes = done(
+        tmp_path,
+        one(tmp_path, "one"),
+        *(zero(tmp_path, f"zero{stage}", stage) for stage in range(4)),
+        zero(tmp_path, "from3to2", 2, onward[0]),
+        zero(tmp_path, "from1to3", 3, onward[1]),
+        one(tmp_path, "from3to1", onward[0]),
+    )
+    assert [outcome["error"] for outcome in outcomes] == [""] * 8
+    assert "DeepSpeed" not in outcomes[0]["stderr"]
+    for name in ("zero0", "zero1", "zero2", "zero3", "from3to2", "from1to3", "from3to1"):
+        assert_same_result(tmp_path / name, tmp_path / "one")
+    assert not [file for file in (tmp_path / "zero3").rglob("*") if file.suffix in (".pt", ".bin", ".pkl")]
+
+
+def test_an_adapter_gives_the_result_of_one_process_and_goes_on(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    peft = "--training.use_peft=true"
+    onward = f"--training.resume_from_checkpoint={tmp_path}/zero2/checkpoint-3"
+    outcomes = done(
+        tmp_path,
+        one(tmp_path, "one", peft),
+        zero(tmp_path, "zero2", 2, peft),
+        zero(tmp_path, "zero3", 3, peft),
+        zero(tmp_path, "from2to3", 3, peft, onward),
+    )
+    assert [outcome["error"] for outcome in outcomes] == [""] * 4
+    for name in ("zero2", "zero3", "from2to3"):
+        assert_same_result(tmp_path / name, tmp_path / "one", "adapter_model.safetensors")
