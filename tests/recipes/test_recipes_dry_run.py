@@ -20,7 +20,6 @@ ALL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs/recipes").
 REFUSED = {
     "gpt2/pretraining/train.yaml": "there is no column 'text'",  # it is given conversations here
     "llama3_1/dpo/8b_lora/train.yaml": "needs a trainer named 'trl_dpo'",
-    "llama3_1/sft/8b_full_zero3/train.yaml": "needs a strategy named 'deepspeed'",
     "zephyr/dpo/7b_qlora/train.yaml": "needs a trainer named 'trl_dpo'",
     "vision/llava_7b/sft/train.yaml": "vision_language",
 }
