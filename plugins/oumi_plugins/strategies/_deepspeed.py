@@ -79,8 +79,9 @@ class DeepSpeedStrategy(SeveralStrategy):
         if self._is_rehearsal:
             return prepared
         self._meet()
+        stepped = self._stepped_on_host(prepared.optimizer)
         with memory_errors(), self._group.exchange("the weights"):
-            self._start(model, prepared.optimizer)
+            self._start(model, stepped)
         self._differ_in_dropout()
         return self._prepared
 
@@ -190,8 +191,28 @@ class DeepSpeedStrategy(SeveralStrategy):
         if self._stage == 3 and is_quantised:
             message = "ZERO_3 cannot divide quantised weights."
             problems.append(("deepspeed.zero_stage", message, "Set ZERO_2: of an adapter there is little to divide."))
+        if self._wants_own_adam() and not isinstance(optimizer, torch.optim.Adam):
+            message = f"DeepSpeed has no optimizer of its own for '{name}' on the host."
+            hint = "Use adamw_torch, or set deepspeed.zero_force_ds_cpu_optimizer: false."
+            problems.append(("deepspeed.offload_optimizer", message, hint))
         if problems:
             raise ConfigError([Problem(code="not-served", path=p, message=m, hint=h) for p, m, h in problems])
+
+    def _wants_own_adam(self) -> bool:
+        offload = self._settings["zero_optimization"].get("offload_optimizer") or {}
+        return (
+            bool(offload)
+            and offload.get("device") != "none"
+            and self._settings.get("zero_force_ds_cpu_optimizer", True)
+        )
+
+    def _stepped_on_host(self, optimizer: Any) -> Any:
+        """Return DeepSpeed's Adam for the host with the groups of ours, whose learning rates the schedule sets."""
+        if not self._wants_own_adam():
+            return optimizer
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(optimizer.param_groups, adamw_mode=isinstance(optimizer, torch.optim.AdamW))
 
     def _meet(self) -> None:
         if self._world.size > 1:
@@ -214,7 +235,8 @@ class DeepSpeedStrategy(SeveralStrategy):
                 buffer.data = buffer.data.to(self.device)
         self._engine, *_ = deepspeed.initialize(model=Computation(model), optimizer=optimizer, config=self._settings)
         if self._stage:
-            self._prepared.optimizer = DividedOptimizer(optimizer, self._engine.optimizer, groups)
+            named = self._prepared.optimizer  # what a checkpoint says it is the state of
+            self._prepared.optimizer = DividedOptimizer(named, optimizer, self._engine.optimizer, groups)
         if self._stage == 3:
             open_to_state_dicts(model)
         if number_format(self._settings) is DeepSpeedPrecision.FP16:

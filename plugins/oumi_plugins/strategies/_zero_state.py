@@ -36,25 +36,25 @@ class DividedOptimizer:
     To whoever saves or restores it, it has whole parameters with their names.
 
     Attributes:
-        parts: The optimizer that steps.
+        parts: The optimizer as it was built; DeepSpeed may step by one of its own of the same method.
         param_groups: Its groups with whole parameters.
     """
 
-    def __init__(self, optimizer: Any, zero: Any, groups: Sequence[Group]) -> None:
-        """Take the optimizer, DeepSpeed's wrapper of it, and its groups before it was divided."""
-        self.parts = (optimizer,)
+    def __init__(self, optimizer: Any, stepped: Any, zero: Any, groups: Sequence[Group]) -> None:
+        """Take the optimizer, the one that steps, DeepSpeed's wrapper of that, and its groups before it was divided."""
+        self.parts, self._stepped = (optimizer,), stepped
         self._zero, self._groups = zero, groups
 
     @property
     def param_groups(self) -> list[Group]:
         """The groups, with the settings of this moment."""
-        now = self.parts[0].param_groups
+        now = self._stepped.param_groups
         return [{**group, **_settings(current)} for group, current in zip(self._groups, now, strict=True)]
 
     @property
     def state(self) -> Mapping[Any, Any]:
         """What this process keeps."""
-        return self.parts[0].state
+        return self._stepped.state
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the whole, tensors without their numbers."""
@@ -75,20 +75,27 @@ class DividedOptimizer:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take this process's parts of a whole state, which every process has."""
         parameters = self._parameters()
-        for group, before in zip(self.parts[0].param_groups, saved["param_groups"], strict=True):
+        for group, before in zip(self._stepped.param_groups, saved["param_groups"], strict=True):
             group.update(_settings(before))
         given = {id(p): saved["state"].get(index, {}) for index, p in enumerate(parameters)}
-        optimizer = self.parts[0]
+        optimizer = self._stepped
         optimizer.state.clear()
         for flat, inside in self._flats():
             keys = {key: value for p in inside for key, value in given[id(p)].items()}
             if keys:
-                optimizer.state[flat] = {key: _empty_part(flat, value) for key, value in keys.items()}
+                optimizer.state[flat] = {key: self._empty_part(flat, value) for key, value in keys.items()}
             for parameter in inside:
                 self._take(parameter, flat, given[id(parameter)])
 
+    def _empty_part(self, flat: torch.Tensor, value: Any) -> Any:
+        """Return where a process keeps its part of a state, or the state itself if it is a number."""
+        if _is_divided(value):
+            return torch.zeros_like(flat, dtype=value.dtype)
+        counts_in_host = isinstance(value, torch.Tensor) and self._stepped is not self.parts[0]
+        return int(value) if counts_in_host else value
+
     def _take(self, parameter: nn.Parameter, flat: torch.Tensor, values: Mapping[str, Any]) -> None:
-        _link(parameter, flat, self.parts[0].state[flat])
+        _link(parameter, flat, self._stepped.state[flat])
         for key, value in values.items():
             if _is_divided(value):
                 safe_set_full_optimizer_state(parameter, value.to(flat.device), key)
@@ -96,7 +103,7 @@ class DividedOptimizer:
     def _state(self, tensor: Any) -> dict[str, Any]:
         state: dict[int, dict[str, Any]] = {}
         for flat, inside in self._flats():
-            kept = self.parts[0].state.get(flat, {})
+            kept = self._stepped.state.get(flat, {})
             for parameter in inside:
                 _link(parameter, flat, kept)
                 state[id(parameter)] = {
@@ -209,11 +216,6 @@ def _link(parameter: Any, flat: torch.Tensor, state: Mapping[str, Any]) -> None:
 
 def _is_divided(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0
-
-
-def _empty_part(flat: torch.Tensor, value: Any) -> Any:
-    """Return where a process keeps its part of a state, or the state itself if it is a number."""
-    return torch.zeros_like(flat, dtype=value.dtype) if _is_divided(value) else value
 
 
 def _shape(parameter: Any) -> torch.Size:
