@@ -35,46 +35,47 @@ from oumi_kernel.run import run_training
 overrides, _ = split_overrides(sys.argv[2:])
 loaded, catalogue = open_sound_config(sys.argv[1], overrides)
 world = world_from()
+resolution = resolve(loaded, catalogue, world_size=world.size)
+if world.is_main:  # without a profiler, which takes memory itself
+    run_training(loaded, resolution, world)
+    with open("/proc/self/status") as file:
+        print(next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024)
+    sys.exit()
 with torch.profiler.profile(record_shapes=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-    run_training(loaded, resolve(loaded, catalogue, world_size=world.size), world)
+    run_training(loaded, resolution, world)
 numbers = {}
 for event in profile.events():
     if event.name.startswith("gloo:"):
         shapes = [shape for shape in event.input_shapes if shape]
         numbers[event.name] = numbers.get(event.name, 0) + sum(math.prod(shape) for shape in shapes[:1])
-with open("/proc/self/status") as file:
-    peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
-print(json.dumps({"peak": peak, "numbers": numbers}))
+print(json.dumps(numbers))
 """
 
 
 class Measured(NamedTuple):
-    """The peak of the resident memory of a process, and operation -> numbers that it put into exchanges."""
+    """The peak of the resident memory of the first process, and operation -> numbers that the second exchanged."""
 
     peak: int
     numbers: dict[str, int]
 
 
 def measured(config: Path, *flags: str) -> Measured:
-    """Return what the second of two processes took and sent."""
+    """Return what two processes took and sent."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-c", RUN, str(config), *flags]
-    started = [
-        subprocess.Popen(
-            command,
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=500) for process in started]
-    assert [process.returncode for process in started] == [0, 0], outputs[0][1][-2000:] + outputs[1][1][-2000:]
-    return Measured(**json.loads(outputs[1][0].splitlines()[-1]))
+    folder = config.parent
+    started: list[subprocess.Popen[bytes]] = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        with (folder / f"out_{rank}").open("w") as out, (folder / f"errors_{rank}").open("w") as errors:
+            started.append(subprocess.Popen(command, env=common | place, stdout=out, stderr=errors))
+    codes = [process.wait(timeout=500) for process in started]
+    assert codes == [0, 0], "\n".join((folder / f"errors_{rank}").read_text()[-2000:] for rank in range(2))
+    peak, numbers = ((folder / f"out_{rank}").read_text().splitlines()[-1] for rank in range(2))
+    return Measured(int(peak), json.loads(numbers))
 
 
 def estimated(config: Path, *flags: str) -> Estimate:
