@@ -103,3 +103,33 @@ def test_two_copies_take_and_exchange_what_is_estimated(tmp_path: Path, librarie
     assert found.peak_bytes == pytest.approx(real.peak - libraries, rel=0.2)
     (exchange,) = found.traffic  # of two processes, a ring sends what each puts in
     assert exchange.bytes == pytest.approx(real.numbers["gloo:all_reduce"] * FLOAT32 / STEPS, rel=0.01)
+
+
+UNITS = ("--fsdp.enable_fsdp", "--fsdp.auto_wrap_policy=TRANSFORMER_BASED_WRAP")
+STAGES = [("--deepspeed.enable_deepspeed", f"--deepspeed.zero_stage=ZERO_{stage}") for stage in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "halves"),
+    [
+        (UNITS, {"weights", "gradients", "optimizer state"}),
+        ((*UNITS, "--fsdp.cpu_offload", "--fsdp.mixed_precision=bf16"), {"weights", "gradients", "optimizer state"}),
+        (STAGES[0], set()),
+        (STAGES[1], {"optimizer state", "float32 copies"}),
+        (STAGES[2], {"gradients", "optimizer state", "float32 copies"}),
+        (STAGES[3], {"weights", "gradients", "optimizer state", "float32 copies"}),
+    ],
+    ids=["fsdp", "fsdp-offload", *(f"zero-{stage}" for stage in range(4))],
+)
+def test_a_dry_run_says_what_each_strategy_divides(tmp_path: Path, flags: tuple[str, ...], halves: set[str]) -> None:
+    if "--deepspeed.enable_deepspeed" in flags:
+        pytest.importorskip("deepspeed")
+    found = estimated(configure(tmp_path, QUICKSTART / "model", per_device_train_batch_size=1), *flags)
+    whole = 4 * found.parameters
+    expected = {"weights": whole, "gradients": whole, "optimizer state": 2 * whole, "float32 copies": whole}
+    offloads = "--fsdp.cpu_offload" in flags
+    shown = {amount.what: amount.bytes or 0 for amount in (found.host if offloads else found.memory)}
+    for what in shown.keys() & expected.keys():
+        assert shown[what] == pytest.approx(expected[what] / (2 if what in halves else 1), rel=0.01), what
+    assert halves <= shown.keys()
+    assert sum(exchange.bytes for exchange in found.traffic) > whole / 2
