@@ -72,7 +72,11 @@ def measured(config: Path, *flags: str) -> Measured:
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         with (folder / f"out_{rank}").open("w") as out, (folder / f"errors_{rank}").open("w") as errors:
             started.append(subprocess.Popen(command, env=common | place, stdout=out, stderr=errors))
-    codes = [process.wait(timeout=500) for process in started]
+    try:
+        codes = [process.wait(timeout=240) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert codes == [0, 0], "\n".join((folder / f"errors_{rank}").read_text()[-2000:] for rank in range(2))
     peak, numbers = ((folder / f"out_{rank}").read_text().splitlines()[-1] for rank in range(2))
     return Measured(int(peak), json.loads(numbers))
