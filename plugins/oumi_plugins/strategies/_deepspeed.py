@@ -28,10 +28,12 @@ from oumi_kernel import CheckpointError, ConfigError, Problem
 from oumi_kernel.config import DeepSpeedParams
 from oumi_kernel.config.deepspeed import DeepSpeedPrecision
 from oumi_kernel.contracts import Prepared, Run
+from oumi_kernel.rehearsal import Division
 from oumi_plugins.strategies._elementwise import is_elementwise
 from oumi_plugins.strategies._optimizer_files import write_tensors
 from oumi_plugins.strategies._part_files import MODEL, weights_of
 from oumi_plugins.strategies._several import Computation, SeveralStrategy
+from oumi_plugins.strategies._zero_division import division_of
 from oumi_plugins.strategies._zero_settings import FILE, number_format, settings_of
 from oumi_plugins.strategies._zero_state import (
     DividedOptimizer,
@@ -84,6 +86,10 @@ class DeepSpeedStrategy(SeveralStrategy):
             self._start(model, stepped)
         self._differ_in_dropout()
         return self._prepared
+
+    def division(self, model: Any) -> Division:
+        """Return what one process will hold of a model, and send."""
+        return division_of(model, self._settings, self._world)
 
     def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what a function of the model returns; its weights are gathered meanwhile."""

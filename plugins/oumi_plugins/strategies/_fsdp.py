@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config import MixedPrecisionDtype
 from oumi_kernel.config.fsdp import AutoWrapPolicy, BackwardPrefetch, FSDPParams, ShardingStrategy, StateDictType
-from oumi_kernel.contracts import Prepared, Run
+from oumi_kernel.contracts import Prepared, Run, World
 from oumi_kernel.rehearsal import Division
 from oumi_plugins.strategies._division import fully_sharded, sizes_of
 from oumi_plugins.strategies._optimizer_files import State, state_of, write_tensors
@@ -49,7 +49,7 @@ class FsdpStrategy(SeveralStrategy):
         self._params = params
         _check(params, run)
         _say_what_has_no_effect(params)
-        self._copies, self._shards = _division(params.sharding_strategy, run.world.size)
+        self._copies, self._shards = _division(params.sharding_strategy, run.world)
         self._writes_parts = params.state_dict_type is StateDictType.SHARDED_STATE_DICT
         self._root: Any = None
 
@@ -82,8 +82,8 @@ class FsdpStrategy(SeveralStrategy):
             copies=self._copies,
             reshards=self._params.sharding_strategy not in KEEPS_GATHERED,
         )
-        resting = frozenset({"weights", "gradients", "optimizer state"})
-        return msgspec.structs.replace(found, host=resting) if self._params.cpu_offload else found
+        resting = {"weights", "gradients", "optimizer state"} if self._params.cpu_offload else set[str]()
+        return msgspec.structs.replace(found, number_format=precision, host=frozenset(resting))
 
     def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what a function of the model returns; its weights are gathered meanwhile."""
@@ -206,17 +206,18 @@ class FsdpStrategy(SeveralStrategy):
                 part.set_modules_to_backward_prefetch([part])  # itself, which is there: nothing else is
 
 
-def _division(strategy: ShardingStrategy, size: int) -> tuple[int, int]:
+def _division(strategy: ShardingStrategy, world: World) -> tuple[int, int]:
     """Return (copies of the model, parts of each copy).
 
     Raises:
         ConfigError: The machines do not have as many processes each.
     """
+    size = world.size
     if strategy is ShardingStrategy.NO_SHARD:
         return size, 1
     if strategy not in WITHIN_A_MACHINE:
         return 1, size
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", size // world.nodes))
     if size % here:
         message = f"{strategy.value} needs as many processes on each machine: of {size}, {here} are on this one."
         hint = "Set fsdp.sharding_strategy: FULL_SHARD."
