@@ -31,7 +31,9 @@ SEEN: dict[str, Any] = {}
 
 def main(file: Path) -> None:
     """Do the runs."""
-    kept, gather = SingleStrategy._build, FsdpStrategy.full_state
+    single: Any = SingleStrategy
+    divided: Any = FsdpStrategy
+    kept, gather = single._build, divided.full_state
 
     def watched(strategy: Any, model: Any, build: Any) -> Any:
         prepared = kept(strategy, model, build)
@@ -44,7 +46,7 @@ def main(file: Path) -> None:
         SEEN["gathered"] = gather(strategy, model, trained=trained)
         return SEEN["gathered"]
 
-    SingleStrategy._build, FsdpStrategy.full_state = watched, marked
+    single._build, divided.full_state = watched, marked
     found = []
     for number, run in enumerate(json.loads(file.read_text())):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # the processes meet at another place

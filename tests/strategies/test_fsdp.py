@@ -62,7 +62,7 @@ def batches(per_device: int, accumulation: int = 1) -> tuple[str, str]:
     )
 
 
-def run(output: str, *flags: str, marked: bool = False, **environment: str) -> dict[str, Any]:
+def run(output: str, *flags: str, marked: bool = False, **environment: Any) -> dict[str, Any]:
     given = [f"--training.output_dir={output}", *flags]
     return {"config": "train.yaml", "flags": given, "environment": environment, "marked": marked}
 
@@ -161,7 +161,7 @@ def three(folder: Path, one: Outcome) -> list[Outcome]:
     return together(folder, 3, *(run(name, *batches(2), *LAYERS, *ADAM, *PARTS, *GO_ON) for name in ("parts", "whole")))
 
 
-def _nodes(name: str) -> dict[str, str]:
+def _nodes(name: str) -> dict[str, Any]:
     """Return an environment in which each process is on a machine of its own, for a model that is divided within."""
     return {"LOCAL_WORLD_SIZE": "1"} if name == "hybrid" else {}
 
