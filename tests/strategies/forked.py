@@ -1,6 +1,7 @@
 """Runs of several processes with what they import imported once: `python -m tests.strategies.forked FILE MODULE...`.
 
-The file holds a list of runs, each with a `config` file, `flags`, and the number of `processes`. All modules are
+The file holds a list of runs, each with a `config` file, `flags`, and the number of `processes`; one with `call` does
+not train, but calls a function `MODULE:NAME` with the loaded configuration, and has what that returns. All modules are
 imported, and then each process of each run is a fork of this one, with the environment that a launcher would give it.
 What each came to is written beside the file, as `RUN-RANK.json`: the exit code and the message.
 """
@@ -58,6 +59,9 @@ def _outcome(run: dict[str, Any]) -> dict[str, Any]:
     overrides, _ = split_overrides(run["flags"])
     try:
         loaded = load_config(Path(run["config"]), overrides)
+        if "call" in run:
+            module, _, name = run["call"].partition(":")
+            return {"exit_code": 0, "error": "", **getattr(importlib.import_module(module), name)(loaded)}
         run_training(loaded, resolve(loaded, scan(), world_size=run["processes"]))
     except OumiError as error:
         return {"exit_code": error.exit_code, "error": str(error)}

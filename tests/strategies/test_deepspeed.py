@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -129,3 +130,40 @@ def test_an_adapter_gives_the_result_of_one_process_and_goes_on(tmp_path: Path) 
     assert [outcome["error"] for outcome in outcomes] == [""] * 4
     for name in ("zero2", "zero3", "from2to3"):
         assert_same_result(tmp_path / name, tmp_path / "one", "adapter_model.safetensors")
+
+
+def test_offloading_and_sixteen_bits(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    rests = ["--deepspeed.offload_optimizer.device=CPU", "--deepspeed.zero_force_ds_cpu_optimizer=false"]
+    short = "--deepspeed.precision=BF16"
+    outcomes = done(
+        tmp_path,
+        one(tmp_path, "one"),
+        zero(tmp_path, "zero2", 2, *rests),
+        zero(tmp_path, "zero3", 3, *rests, "--deepspeed.offload_param.device=CPU"),
+        zero(tmp_path, "short1", 1, short),
+        zero(tmp_path, "short3", 3, short),
+        zero(tmp_path, "again", 3, short, f"--training.resume_from_checkpoint={tmp_path}/short3/checkpoint-3"),
+    )
+    assert [outcome["error"] for outcome in outcomes] == [""] * 6
+    for name in ("zero2", "zero3"):
+        assert_same_result(tmp_path / name, tmp_path / "one")
+    assert_same_result(tmp_path / "again", tmp_path / "short3")  # which 16 bits alone could not give
+    masters = load_file(tmp_path / "short1/checkpoint-6/master.safetensors")
+    assert {tensor.dtype for tensor in masters.values()} == {torch.float32}
+    last = [figures(tmp_path / name)[-1]["eval_loss"] for name in ("one", "short1", "short3")]
+    assert last[1:] == [pytest.approx(last[0], rel=0.02)] * 2
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, offload: bool) -> None:
+    write_files(tmp_path)
+    rests = ["--deepspeed.offload_optimizer.device=CPU", "--deepspeed.zero_force_ds_cpu_optimizer=false"]
+    runs = [zero(tmp_path, "none", stage, *(rests if offload else ())) for stage in range(int(offload), 4)]
+    outcomes = done(tmp_path, *(run | {"processes": 1, "call": "tests.strategies.zero_steps:steps"} for run in runs))
+    for outcome in outcomes:
+        first, after_loss, after_gradient, after_good = outcome["weights"]
+        assert first == after_loss == after_gradient
+        moved = [abs(after - before) for before, after in zip(first, after_good, strict=True)]
+        assert moved == [pytest.approx(0.1, abs=0.01)] * len(moved), "the first step of Adam is as long as its rate"
+        assert [math.isnan(norm) for norm in outcome["norms"]] == [True, True, False]

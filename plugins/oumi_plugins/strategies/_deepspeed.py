@@ -19,8 +19,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
@@ -34,11 +32,13 @@ from oumi_plugins.strategies._optimizer_files import write_tensors
 from oumi_plugins.strategies._part_files import MODEL, weights_of
 from oumi_plugins.strategies._several import Computation, SeveralStrategy
 from oumi_plugins.strategies._zero_division import division_of
-from oumi_plugins.strategies._zero_settings import FILE, number_format, settings_of
+from oumi_plugins.strategies._zero_settings import check_zero, number_format, settings_of
 from oumi_plugins.strategies._zero_state import (
     DividedOptimizer,
+    LossScale,
     open_to_state_dicts,
     set_masters,
+    spoil,
     whole_groups,
     whole_masters,
     whole_model,
@@ -58,7 +58,7 @@ class DeepSpeedStrategy(SeveralStrategy):
         _be_quiet(self._training.dep_log_level, asked=params.wall_clock_breakdown)
         self._settings = settings_of(params, run)
         zero = self._settings["zero_optimization"]
-        _check_zero(zero)
+        check_zero(zero)
         self._stage = int(zero["stage"])
         self._offload = Path(zero["offload_optimizer"]["nvme_path"]) if _swaps(zero) else None
         if self._stage and number_format(self._settings) is not None:
@@ -158,7 +158,7 @@ class DeepSpeedStrategy(SeveralStrategy):
             return super()._step(max_norm, loss)
         zero = self._engine.optimizer
         if loss is not None and not bool(torch.isfinite(loss)):
-            _spoil(zero)
+            spoil(zero)
         with self._group.exchange("the steps"):
             self._engine.step()
         if zero.overflow:
@@ -246,60 +246,14 @@ class DeepSpeedStrategy(SeveralStrategy):
         if self._stage == 3:
             open_to_state_dicts(model)
         if number_format(self._settings) is DeepSpeedPrecision.FP16:
-            self._scaler = _LossScale(self._engine.optimizer.loss_scaler)
+            self._scaler = LossScale(self._engine.optimizer.loss_scaler)
 
     def _has_masters(self) -> bool:
         return number_format(self._settings) is not None
 
 
-class _LossScale:
-    """DeepSpeed's loss scaler, saved and restored as torch's is."""
-
-    def __init__(self, scaler: Any) -> None:
-        self._scaler = scaler
-
-    def state_dict(self) -> dict[str, float]:
-        """Return its numbers."""
-        return {key: value for key, value in vars(self._scaler).items() if isinstance(value, int | float)}
-
-    def load_state_dict(self, saved: Mapping[str, float]) -> None:
-        """Take numbers that `state_dict` gave; those of another strategy's are not its own."""
-        vars(self._scaler).update({key: value for key, value in saved.items() if key in vars(self._scaler)})
-
-
-def _spoil(zero: Any) -> None:
-    """Make the gradient of a step one that DeepSpeed does not take, and clears as it should."""
-    for norms in (getattr(zero, "norm_for_param_grads", None) or {},):
-        for parameter in norms:
-            norms[parameter] = torch.tensor(math.inf)
-    for parts in zero.averaged_gradients.values():
-        for part in parts or ():
-            if part is not None:
-                part.fill_(math.nan)
-
-
 def _swaps(zero: Mapping[str, Any]) -> bool:
     return (zero.get("offload_optimizer") or {}).get("device") == "nvme"
-
-
-def _check_zero(zero: Mapping[str, Any]) -> None:
-    """Let DeepSpeed look at its own section.
-
-    Raises:
-        ConfigError: It refuses something; says what.
-    """
-    try:
-        DeepSpeedZeroConfig(**zero)
-    except ValidationError as error:
-        problems = [
-            Problem(
-                code="wrong-type",
-                path=FILE,
-                message=f"zero_optimization.{'.'.join(map(str, found['loc']))}: {found['msg']}",
-            )
-            for found in error.errors()
-        ]
-        raise ConfigError(problems) from error
 
 
 def _be_quiet(level: str, *, asked: bool) -> None:

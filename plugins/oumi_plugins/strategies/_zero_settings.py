@@ -203,6 +203,29 @@ def _offload_problems(zero: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(code="not-served", path=path, message=message, hint=hint)
 
 
+def check_zero(zero: Mapping[str, Any]) -> None:
+    """Let DeepSpeed look at its own section.
+
+    Raises:
+        ConfigError: It refuses something; says what.
+    """
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        problems = [
+            Problem(
+                code="wrong-type",
+                path=FILE,
+                message=f"zero_optimization.{'.'.join(map(str, found['loc']))}: {found['msg']}",
+            )
+            for found in error.errors()
+        ]
+        raise ConfigError(problems) from error
+
+
 def number_format(settings: Mapping[str, Any]) -> DeepSpeedPrecision | None:
     """Return the format to which DeepSpeed converts the weights; None: they stay."""
     for format in DeepSpeedPrecision:

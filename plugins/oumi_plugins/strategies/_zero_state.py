@@ -6,6 +6,7 @@ which are pickles, is ever read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -196,6 +197,32 @@ class _Writing:
     def end(self, *_: Any) -> None:
         """Divide what the first process has written."""
         self._context.__exit__(None, None, None)
+
+
+class LossScale:
+    """DeepSpeed's loss scaler, saved and restored as torch's is."""
+
+    def __init__(self, scaler: Any) -> None:
+        self._scaler = scaler
+
+    def state_dict(self) -> dict[str, float]:
+        """Return its numbers."""
+        return {key: value for key, value in vars(self._scaler).items() if isinstance(value, int | float)}
+
+    def load_state_dict(self, saved: Mapping[str, float]) -> None:
+        """Take numbers that `state_dict` gave; those of another strategy's are not its own."""
+        vars(self._scaler).update({key: value for key, value in saved.items() if key in vars(self._scaler)})
+
+
+def spoil(zero: Any) -> None:
+    """Make the gradient of a step one that DeepSpeed does not take, and clears as it should."""
+    for norms in (getattr(zero, "norm_for_param_grads", None) or {},):
+        for parameter in norms:
+            norms[parameter] = torch.tensor(math.inf)
+    for parts in zero.averaged_gradients.values():
+        for part in parts or ():
+            if part is not None:
+                part.fill_(math.nan)
 
 
 def _named(optimizer: DividedOptimizer) -> Iterator[tuple[str, nn.Parameter]]:
