@@ -5,6 +5,8 @@ are divided already. So the loss is multiplied by the number of processes, and t
 last: there may be fewer at the end of an epoch.
 """
 
+# pyright: reportMissingImports=false - it is an extra, which need not be installed
+
 from __future__ import annotations
 
 import logging
@@ -106,11 +108,11 @@ class DeepSpeedStrategy(SeveralStrategy):
         with self._group.exchange("the gradients"):
             self._engine.backward(loss * self._world.size, scale_wrt_gas=False)
 
-    def full_state(self, model: Any) -> Mapping[str, Any] | None:
-        """Return the model's weights on the first process."""
+    def full_state(self, model: Any, *, trained: bool) -> Mapping[str, Any] | None:
+        """Return the model's weights, or those that train, on the first process."""
         if self._stage == 3:
             return whole_model(model, keep=self._world.is_main)
-        return super().full_state(model) if self._world.is_main else None
+        return super().full_state(model, trained=trained) if self._world.is_main else None
 
     def save(self, directory: Path) -> None:
         """Write the state of optimizer and schedule as one process does, so that any number goes on with it."""

@@ -1,5 +1,7 @@
 """What ZeRO divides, as DeepSpeed's configuration says (see `_division` for the formulae)."""
 
+# pyright: reportMissingImports=false - it is an extra, which need not be installed
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -4,6 +4,8 @@ Batch sizes, clipping, optimizer, schedule and number format are said once, in t
 them, or say "auto", and nothing else.
 """
 
+# pyright: reportMissingImports=false - it is an extra, which need not be installed
+
 from __future__ import annotations
 
 import json

@@ -4,6 +4,8 @@ So a run goes on with another number of processes, another stage, or another str
 which are pickles, is ever read.
 """
 
+# pyright: reportMissingImports=false - it is an extra, which need not be installed
+
 from __future__ import annotations
 
 import math
