@@ -111,7 +111,7 @@ class DeepSpeedStrategy(SeveralStrategy):
     def full_state(self, model: Any, *, trained: bool) -> Mapping[str, Any] | None:
         """Return the model's weights, or those that train, on the first process."""
         if self._stage == 3:
-            return whole_model(model, keep=self._world.is_main)
+            return whole_model(model, trained=trained, keep=self._world.is_main)
         return super().full_state(model, trained=trained) if self._world.is_main else None
 
     def save(self, directory: Path) -> None:

@@ -147,14 +147,16 @@ def set_masters(optimizer: DividedOptimizer, masters: Mapping[str, torch.Tensor]
         safe_set_full_fp32_param(parameter, masters[name].to(parameter.device))
 
 
-def whole_model(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor] | None:
+def whole_model(model: nn.Module, *, trained: bool, keep: bool) -> dict[str, torch.Tensor] | None:
     """Return a divided model's whole weights, in host memory, to those that `keep` them; every process must call this.
 
-    Weights are gathered one at a time.
+    Weights are gathered one at a time, and only those that train if `trained`.
     """
     found: dict[int, torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if trained and isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+            continue
         if id(tensor) not in found:  # tied weights are one
             with GatheredParameters([tensor]):
                 found[id(tensor)] = tensor.detach().cpu().clone() if keep else tensor.detach()[:0]
