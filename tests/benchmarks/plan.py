@@ -12,6 +12,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,7 +170,8 @@ def rows(case: Case, tokens: int, methods: Sequence[str], strategies: str = "") 
         for again in recomputed:
             at = [estimates(case, depth, tokens, method, again, wanted) for depth in case.depths]
             for strategy in wanted:
-                yield Row(method, again, strategy, deeper(case, *(found[strategy] for found in at)), tokens)
+                found = [estimate[strategy] for estimate in at]
+                yield Row(method, again, strategy, found[0] if len(found) == 1 else deeper(case, *found), tokens)
 
 
 def deeper(case: Case, shallow: Estimate, deep: Estimate) -> Estimate:
@@ -231,7 +234,7 @@ def configure(case: Case, depth: int, tokens: int, method: str, again: bool) -> 
     """Write a run of the model whose every row is as long as a micro-batch; return its file."""
     folder = Path.cwd()
     publish(case.model, folder / "hub/hub")
-    (config,) = (folder / "hub").rglob("config.json")
+    (config,) = (folder / "hub/hub" / f"models--{case.model.replace('/', '--')}").rglob("config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": depth}))
     answer = {"role": "assistant", "content": "word " * tokens}
     row = json.dumps({"messages": [{"role": "user", "content": "?"}, answer]})
@@ -262,20 +265,26 @@ HEAD = (
 )  # fmt: skip
 
 
-def planned(name: str, tokens: int, methods: Sequence[str], strategies: str = "") -> Iterator[str]:
-    """Yield the lines of the table of a case in Markdown, worked out in a folder of its own."""
-    before, environment = Path.cwd(), dict(os.environ)
-    yield from (f"| {' | '.join(cells)} |\n" for cells in (HEAD, ["---"] * len(HEAD)))
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"HF_HOME": f"{folder}/hub", "HF_HUB_OFFLINE": "1", "OUMI_CACHE_DIR": f"{folder}/cache"}
-        os.chdir(folder)
-        try:
-            for row in rows(CASES[name], tokens, methods, strategies):
-                yield f"| {' | '.join(row.cells())} |\n"
-        finally:
-            os.chdir(before)
-            os.environ.clear()
-            os.environ |= environment
+def planned(cases: Sequence[Case], tokens: int, methods: Sequence[str], strategies: str = "") -> list[list[str]]:
+    """Return the lines of the table of each case in Markdown, worked out by a process and in a folder of their own."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, get_context("spawn"), initializer=enter, initargs=(folder,)) as process,
+    ):
+        found = process.submit(worked_out, cases, tokens, methods, strategies).result()
+    head = [list(HEAD), ["---"] * len(HEAD)]
+    return [[f"| {' | '.join(cells)} |\n" for cells in head + lines] for lines in found]
+
+
+def enter(folder: str) -> None:
+    """Work in a folder, before the library of the hub looks where its own is."""
+    os.environ |= {"HF_HOME": f"{folder}/hub", "HF_HUB_OFFLINE": "1", "OUMI_CACHE_DIR": f"{folder}/cache"}
+    os.chdir(folder)
+
+
+def worked_out(cases: Sequence[Case], tokens: int, methods: Sequence[str], strategies: str) -> list[list[list[str]]]:
+    """Return the cells of each line of each case."""
+    return [[row.cells() for row in rows(case, tokens, methods, strategies)] for case in cases]
 
 
 def main() -> None:
@@ -285,12 +294,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of a micro-batch: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     given = parser.parse_args()
-    for name in given.cases:
-        case = CASES[name]
-        sys.stdout.write(f"### {case.model} on {case.processes} GPUs\n\n")
-        for line in planned(name, given.tokens, given.methods):
-            sys.stdout.write(line)
-            sys.stdout.flush()
+    cases = [CASES[name] for name in given.cases]
+    for case, lines in zip(cases, planned(cases, given.tokens, given.methods), strict=True):
+        sys.stdout.write(f"### {case.model} on {case.processes} GPUs\n\n{''.join(lines)}\n")
 
 
 if __name__ == "__main__":
