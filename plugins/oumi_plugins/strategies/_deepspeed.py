@@ -5,7 +5,8 @@ are divided already. So the loss is multiplied by the number of processes, and t
 last: there may be fewer at the end of an epoch.
 """
 
-# pyright: reportMissingImports=false - it is an extra, which need not be installed
+# DeepSpeed is an extra, which need not be installed where types are checked.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

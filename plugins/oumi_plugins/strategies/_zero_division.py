@@ -1,6 +1,7 @@
 """What ZeRO divides, as DeepSpeed's configuration says (see `_division` for the formulae)."""
 
-# pyright: reportMissingImports=false - it is an extra, which need not be installed
+# DeepSpeed is an extra, which need not be installed where types are checked.
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ Batch sizes, clipping, optimizer, schedule and number format are said once, in t
 them, or say "auto", and nothing else.
 """
 
-# pyright: reportMissingImports=false - it is an extra, which need not be installed
+# DeepSpeed is an extra, which need not be installed where types are checked.
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ So a run goes on with another number of processes, another stage, or another str
 which are pickles, is ever read.
 """
 
-# pyright: reportMissingImports=false - it is an extra, which need not be installed
+# DeepSpeed is an extra, which need not be installed where types are checked.
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
