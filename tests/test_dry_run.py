@@ -193,7 +193,7 @@ def test_a_checkpoint_that_a_kill_left_under_another_name_is_found_where_the_run
     assert main(["run", "train.yaml", *flags]) == 0
     (output / "checkpoint-1").rename(output / ".old-checkpoint-1")  # killed before its successor came
     (output / ".tmp-checkpoint-1").mkdir()
-    left, flags = sorted(output.iterdir()), (*flags, "--training." + wanted.format(output / "checkpoint-1"))
+    left, flags = sorted(output.iterdir()), (*flags, wanted.format(output / "checkpoint-1"))
     capsys.readouterr()
     assert main(["run", "train.yaml", "--dry-run", *flags, "--training.max_steps=2"]) == 0
     assert "goes on from output/checkpoint-1, step 1 of 2." in capsys.readouterr().out.replace(f"{folder}/", "")
@@ -262,7 +262,7 @@ def test_no_tensor_of_a_checkpoint_stays_in_the_optimizer_of_a_rehearsal(folder:
     from oumi_plugins.strategies._single import _without_numbers
 
     assert main(["run", "train.yaml", "--training.output_dir=first", "--training.save_steps=1"]) == 0
-    found = _without_numbers(Path("first/checkpoint-1/optimizer.safetensors"))
+    found = _without_numbers(Path("first/checkpoint-1"))
     assert any(tensor.dim() == 2 for tensor in found.values())
     assert all(tensor.numel() == 0 or tensor.shape == torch.Size([]) for tensor in found.values())
 

@@ -132,7 +132,7 @@ def test_one_task_on_each_machine_may_start_the_processes(environment) -> None:
         Launch(nproc=2).start()
     processes, world = Launch(nproc=2, nnodes=2, node_rank=1, rdzv="gpu07:29400").start()
     assert processes == Processes(per_node=2, nodes=2, node_rank=1, rendezvous="gpu07:29400")
-    assert world == World(size=4)
+    assert world == World(size=4, nodes=2)
 
 
 def test_a_process_that_oumi_run_started_ignores_its_own_options(environment) -> None:
@@ -144,7 +144,7 @@ def test_a_pod_of_a_pytorchjob_starts_its_processes(environment) -> None:
     environment(POD)
     assert Launch().start() == (
         Processes(per_node=4, nodes=2, node_rank=1, rendezvous="job-master-0:23456"),
-        World(size=8),
+        World(size=8, nodes=2),
     )
     assert Launch(nproc=2, max_restarts=1).start()[0].per_node == 2
     environment({"PET_NNODES": "1:2"})

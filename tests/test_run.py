@@ -120,7 +120,7 @@ def test_a_launchers_variables_say_which_process_this_is() -> None:
     assert world_from({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}) == World(rank=3, local_rank=1, size=4)
     assert not world_from({"RANK": "3", "WORLD_SIZE": "4"}).is_main
     with pytest.raises(ConfigError, match="must be whole numbers"):
-        world_from({"RANK": "first"})
+        world_from({"RANK": "first", "WORLD_SIZE": "2"})
 
 
 def test_a_path_with_a_dot_is_read_beside_the_configuration_first(tmp_path: Path, monkeypatch) -> None:

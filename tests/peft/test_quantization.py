@@ -38,7 +38,8 @@ def test_steps_equal_those_of_the_libraries_alone(train: Train, tmp_path: Path, 
     model = adapted(way)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     losses = reference_trainer.train(model, [ordered], rows_per_step=8, optimizer=torch.optim.SGD(trained, 0.5))
-    assert run.figures("loss") == pytest.approx(losses, rel=1e-4)
+    rounding = 5e-4 if way == "computed in bfloat16" else 1e-4
+    assert run.figures("loss") == pytest.approx(losses, rel=rounding)
     expected = get_peft_model_state_dict(model)
     tolerance = 0.05 if way == "computed in bfloat16" else 2e-3  # sequences end to end are rounded otherwise
     found = adapter(run)

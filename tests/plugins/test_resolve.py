@@ -60,8 +60,6 @@ def test_several_problems_of_components_are_told_at_once_with_their_places() -> 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--fsdp.enable_fsdp", "fsdp needs a strategy named 'fsdp'; none is installed"),
-        ("--deepspeed.enable_deepspeed", "deepspeed needs a strategy named 'deepspeed'"),
         ("--training.enable_mlflow", "mlflow needs a tracker named 'mlflow'"),
         ("--peft.lora_task_type=SEQ_CLS", "the PEFT method 'lora' does not serve this key"),
         ("--training.trainer_type=TRL_DPO", "TRL_DPO needs a trainer named 'trl_dpo'"),

@@ -84,7 +84,7 @@ def complete(folder: Path) -> list[int]:
     for path in folder.glob("checkpoint-*/manifest.json"):
         files = json.loads(path.read_bytes())["files"]
         held = {name: hashlib.sha256((path.parent / name).read_bytes()).hexdigest() for name in files}
-        if all(held[name] == digest for name, (_, digest) in files.items()):
+        if all(held[name] == digest for name, (_, digest, *_) in files.items()):
             found.append(int(path.parent.name.rpartition("-")[2]))
     return sorted(found)
 
