@@ -26,8 +26,17 @@ QUICKSTART = ROOT / "configs" / "quickstart"
 Install = Callable[..., Path]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, and say so."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer the tests that repeat for every member of a large set what others show for one of a kind."""
+    parser.addoption("--exhaustive", action="store_true", help="run the tests marked exhaustive too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what was not asked for, and what needs a GPU where there is none, and say so."""
+    if not config.getoption("exhaustive"):
+        for item in items:
+            if item.get_closest_marker("exhaustive"):
+                item.add_marker(pytest.mark.skip(reason="one of a kind was tried; --exhaustive tries all"))
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch

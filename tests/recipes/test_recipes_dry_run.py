@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 from tests.recipes.architectures import ARCHITECTURES, config_of
@@ -28,19 +29,38 @@ REFUSED = {
 if find_spec("deepspeed") is None:
     REFUSED["llama3_1/sft/8b_full_zero3/train.yaml"] = "'deepspeed' needs deepspeed, which is not installed"
 TRAINED = [name for name in ALL if name.removeprefix("configs/recipes/") not in REFUSED]
+
+
+def representatives() -> set[str]:
+    """Return the recipe with the smallest model of each type of model, and in several processes, of each method."""
+    smallest: dict[tuple[str, bool, bool], tuple[int, str]] = {}
+    for name in TRAINED:
+        text = (ROOT / name).read_text()
+        model = ARCHITECTURES[yaml.safe_load(text)["model"]["model_name"]]
+        method = ("\npeft:" in text, "q_lora: true" in text)
+        for of in (model.kind, *(["several"] if "--nproc" in text else [])):
+            key, this = (of, *method), (model.parameters, name)
+            smallest[key] = min(smallest.get(key, this), this)
+    return {name for _, name in smallest.values()}
+
+
+REPRESENTATIVES = representatives()
 GIB = 2**30
 MEMORY = re.compile(r"^# Memory: ([\d.]+) GiB on (?:one|each) device", re.MULTILINE)
 GPU = re.compile(r"(?:one GPU|\d GPUs) with (\d+) GB")
 
 
 @pytest.fixture(scope="module")
-def verdicts() -> dict[str, dict[str, Any]]:
+def verdicts(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     """Return recipe -> what its dry run says; several processes share the work."""
     count = min(4, os.cpu_count() or 1)
+    wanted = [name for name in ALL if name not in TRAINED or name in REPRESENTATIVES]
+    if request.config.getoption("exhaustive"):
+        wanted = ALL
     command = [sys.executable, "-m", "tests.recipes.rehearse"]
     processes = [
         subprocess.Popen(
-            [*command, *ALL[first::count]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, *wanted[first::count]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for first in range(count)
     ]
@@ -52,8 +72,11 @@ def verdicts() -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("recipe", TRAINED)
-@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "recipe",
+    [name if name in REPRESENTATIVES else pytest.param(name, marks=pytest.mark.exhaustive) for name in TRAINED],
+)
+@pytest.mark.timeout(3600)
 def test_a_recipe_passes_a_dry_run_and_needs_the_memory_that_it_says(
     recipe: str, verdicts: dict[str, dict[str, Any]]
 ) -> None:
@@ -69,7 +92,7 @@ def test_a_recipe_passes_a_dry_run_and_needs_the_memory_that_it_says(
 
 
 @pytest.mark.parametrize(("recipe", "reason"), REFUSED.items(), ids=REFUSED)
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_a_recipe_whose_component_is_not_there_says_so(
     recipe: str, reason: str, verdicts: dict[str, dict[str, Any]]
 ) -> None:

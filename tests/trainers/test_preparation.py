@@ -333,11 +333,11 @@ def test_when_the_process_that_prepares_ends_the_one_that_waits_for_it_does_its_
     rows = ROWS[:16] if ends == "killed" else [*ROWS[:12], {"input_ids": ["one"]}]
     first = in_a_fork(lambda: built.prepare("train", rows, TURNS) and None)
     while not list(cache.with_name("prepared-locks").glob("*")):
-        time.sleep(0.01)
+        time.sleep(0.001)
+    os.kill(first, signal.SIGSTOP)  # however slow this machine is, it is not done before the other one waits
     waiting = in_a_fork(lambda: built.prepare("train", rows, TURNS) and None)
     time.sleep(0.1)
-    if ends == "killed":
-        os.kill(first, signal.SIGKILL)
+    os.kill(first, signal.SIGKILL if ends == "killed" else signal.SIGCONT)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in (first, waiting)]
     assert codes == ([-signal.SIGKILL, 0] if ends == "killed" else [1, 1])
     assert len(list(cache.glob("*.safetensors"))) == (3 if ends == "killed" else 1)  # no half of a block

@@ -34,4 +34,4 @@ def why_not_here(start: object) -> str:
         return ""
     if not (torch.cuda.is_available() or torch.xpu.is_available()):
         return "LoftQ quantises the model's matrices on a GPU; this machine has none."
-    return "" if importlib.util.find_spec("scipy") else "LoftQ needs scipy, which is not installed."
+    return "" if importlib.util.find_spec("scipy") else "LoftQ needs scipy: pip install 'oumi-kernel[quant]'."

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from oumi_kernel import CheckpointError, ConfigError, Problem
-from oumi_kernel.config import MixedPrecisionDtype
+from oumi_kernel.config import MixedPrecisionDtype, PeftParams
+from oumi_kernel.config.derived import peft_enabled
 from oumi_kernel.contracts import Prepared, Run
 from oumi_plugins.strategies._cpu import (
     SEQUENCES_A_PACK,
@@ -50,6 +51,7 @@ class SingleStrategy:
     def __init__(self, run: Run) -> None:
         self._training, self._packs = run.config.training, run.config.data.train.pack
         self._is_quantised = run.config.peft.q_lora
+        self._trains_adapter = peft_enabled(run.config, run.config.peft != PeftParams())
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         precision = self._training.mixed_precision_dtype
         if precision is MixedPrecisionDtype.FP16 and self.device.type == "cpu":
@@ -75,7 +77,7 @@ class SingleStrategy:
         if self.device.type == "cpu":
             rows = self._training.per_device_train_batch_size
             self._matmul = faster_matmul(rows * SEQUENCES_A_PACK if self._packs else rows)
-            self._keep_memory(not (self._training.enable_gradient_checkpointing or self._is_quantised))
+            self._keep_memory(not (self._training.enable_gradient_checkpointing or self._trains_adapter))
 
     def prepare(self, model: Any, build: Callable[[Any], tuple[Any, Any]]) -> Prepared:
         """Move the model to the device, then build the optimizer over its parameters there.
