@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import msgspec
 import pluggy
 
 from oumi_kernel.config import TrainingConfig
@@ -19,6 +20,22 @@ hookspec = pluggy.HookspecMarker("oumi")
 
 class NoParams(Params):
     """A component without parameters of its own: any key in its keyword arguments is an error."""
+
+
+class Combination(msgspec.Struct, frozen=True):
+    """What became of a component together with something else.
+
+    Attributes:
+        axis: What kind of thing it is, such as `optimizer`.
+        name: The thing.
+        settings: What a configuration says to have it, as `key: value`.
+        refused: Why the two are refused, with the nearest that works; empty where they train.
+    """
+
+    axis: str
+    name: str
+    settings: tuple[str, ...] = ()
+    refused: str = ""
 
 
 class Component:
@@ -47,6 +64,11 @@ class Component:
     def requirements(cls, config: TrainingConfig) -> Mapping[str, str]:
         """Return what a configuration requires: `requires`, unless a component needs more for some keys."""
         return cls.requires
+
+    @classmethod
+    def combinations(cls) -> Sequence[Combination]:
+        """Return what was tried together with the component, for `oumi plugins show`."""
+        return ()
 
 
 class DatasetComponent(Component):

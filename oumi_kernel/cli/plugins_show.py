@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from oumi_kernel.cli.keys import NAMING_KEYS, Key, keys_of, write
-from oumi_kernel.component import Component
+from oumi_kernel.component import Combination, Component
 from oumi_kernel.errors import PluginError
 from oumi_kernel.loading.describe import expectation
 from oumi_kernel.plugins import FAMILIES, Catalogue, Entry, scan
@@ -82,6 +83,20 @@ def _what(entry: Entry, component: type[Component]) -> Iterator[str]:
         if table:
             yield f"  {title}:"
             yield from (f"    {key}: {reason}" for key, reason in table.items())
+    yield from _together(component.combinations())
+
+
+def _together(combinations: Sequence[Combination]) -> Iterator[str]:
+    """Yield what trains with a component, by kind, and what is refused and why."""
+    axes = list(dict.fromkeys(one.axis for one in combinations))
+    for title, refused in (("Trains with", False), ("Is refused with", True)):
+        chosen = [one for one in combinations if bool(one.refused) is refused]
+        chosen.sort(key=lambda one: (axes.index(one.axis), one.refused))
+        if chosen:
+            yield f"  {title}:"
+        for (axis, reason), found in itertools.groupby(chosen, key=lambda one: (one.axis, one.refused)):
+            names = "; ".join(one.name for one in found)
+            yield f"    {axis}: {names}" + (f": {reason}" if refused else "")
 
 
 def _choice(entry: Entry) -> tuple[str, str]:

@@ -73,13 +73,17 @@ def quantised_weights_are_not_taken_apart(config: TrainingConfig) -> Iterator[Pr
 
 
 def quantised_shards_have_one_dtype(config: TrainingConfig) -> Iterator[Problem]:
-    """FSDP flattens the quantised weights and the rest into one tensor, which has one number format."""
+    """FSDP gathers the weights of a layer as one tensor of one number format, and nothing that is kept beside them."""
     peft, model_dtype = config.peft, dtype_name(config.model.torch_dtype_str)
     is_sharded = config.fsdp.enable_fsdp and _is_on(config)
     if is_sharded and peft.q_lora_bits == 4 and dtype_name(peft.bnb_4bit_quant_storage) != model_dtype:
         message = f"FSDP needs the model's number format here, {model_dtype}, not {peft.bnb_4bit_quant_storage}."
         hint = "Set model.torch_dtype_str and peft.bnb_4bit_quant_storage to bfloat16."
         yield _error("peft.bnb_4bit_quant_storage", message, hint=hint)
+    if is_sharded and peft.q_lora_bits == 8:
+        message = "FSDP cannot divide 8-bit weights, whose scales are kept beside them."
+        hint = "Set it to 4 and peft.bnb_4bit_quant_storage to the format of model.torch_dtype_str, or train with DDP."
+        yield _error("peft.q_lora_bits", message, hint=hint)
 
 
 def quantised_layers_compute_as_the_others_do(config: TrainingConfig) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ add what anyone can switch on.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Steps(TrainerCallback):
         return batch
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "loss" in logs:
+        if logs and "loss" in logs and state.is_world_process_zero:
             step = state.global_step
             line = {"step": step, "loss": float(logs["loss"]), "tokens": self.tokens[step - 1]}
             with self.file.open("a") as file:
@@ -61,6 +62,7 @@ def arguments(settings):
         "train_sampling_strategy": settings.get("sampling", "sequential"),
         "bf16": settings.get("bf16", False),
         "use_cpu": True,
+        "ddp_backend": "gloo" if "WORLD_SIZE" in os.environ else None,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": [],

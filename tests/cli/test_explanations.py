@@ -285,6 +285,16 @@ def test_show_lists_every_family_that_has_the_name() -> None:
     assert "strategy default" not in one
 
 
+def test_show_says_what_goes_with_a_strategy_and_what_does_not() -> None:
+    trains, _, refused = oumi("plugins", "show", "fsdp").stdout.partition("  Is refused with:\n")
+    assert "\n    adapter: none (every weight); LoRA; DoRA;" in trains.partition("  Trains with:")[2]
+    assert "    quantisation: 8 bits: FSDP cannot divide 8-bit weights" in refused
+    assert "    optimizer: adafactor; " in refused
+    of_zero = oumi("plugins", "show", "deepspeed").stdout
+    assert "    adapter: prompt tuning (ZERO_3): " in of_zero
+    assert "prompt tuning (ZERO_0, ZERO_1, ZERO_2)" in of_zero.partition("  Is refused with:")[0]
+
+
 @pytest.mark.parametrize(
     ("before", "current", "expected"),
     [

@@ -13,8 +13,10 @@ import importlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,17 @@ def main(file: Path, modules: list[str]) -> None:
         children = [_start(file.parent / f"{number}-{rank}.json", run, rank, port) for rank in range(size)]
         for child in children:
             os.waitpid(child, 0)
+
+
+def outcomes(folder: Path, runs: Sequence[Mapping[str, Any]], modules: Sequence[str], seconds: int) -> list[Any]:
+    """Do runs one after another, and return what came of the first process of each, with what all said in `stderr`."""
+    (folder / "runs.json").write_text(json.dumps(runs))
+    command = [sys.executable, "-m", "tests.strategies.forked", str(folder / "runs.json"), *modules]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OUMI_CACHE_DIR": str(folder / "cache")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = [json.loads((folder / f"{number}-0.json").read_text()) for number in range(len(runs))]
+    return [outcome | {"stderr": ended.stderr} for outcome in found]
 
 
 def _start(place: Path, run: dict[str, Any], rank: int, port: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 
 from oumi_kernel.contracts import World
 from oumi_plugins.trainers._order import OrderedBatches, RowBatches, dealt
-from tests.conftest import QUICKSTART
+from tests.strategies.materials import write_run
 
 pytestmark = pytest.mark.slow
 
@@ -49,30 +48,16 @@ Start = Callable[..., subprocess.Popen[str]]
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
     """Return `start(folder, *flags)`: a run of `STEPS` steps of 8 examples into a folder."""
-    shutil.copytree(QUICKSTART / "model", tmp_path / "model")
-    lines = (QUICKSTART / "data/train.jsonl").read_text().splitlines()
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:61]))
-    (tmp_path / "held_out.jsonl").write_text("\n".join(lines[61:66]))
+    write_run(
+        tmp_path,
+        max_steps=STEPS,
+        optimizer="sgd",  # Adam divides rounding errors of small gradients by their size
+        learning_rate=0.1,
+        per_device_eval_batch_size=2,
+        eval_steps=4,
+        save_steps=2,
+    )
     (tmp_path / "watching.py").write_text(METRIC)
-    split = {"collator_name": "text_completions_only_with_padding"}
-    config = {
-        "model": {"model_name": "./model"},
-        "data": {
-            "train": split | {"datasets": [{"dataset_name": "text_sft", "dataset_path": "./rows.jsonl"}]},
-            "validation": split | {"datasets": [{"dataset_name": "text_sft", "dataset_path": "./held_out.jsonl"}]},
-        },
-        "training": {
-            "max_steps": STEPS,
-            "optimizer": "sgd",  # Adam divides rounding errors of small gradients by their size
-            "learning_rate": 0.1,
-            "per_device_eval_batch_size": 2,
-            "eval_steps": 4,
-            "save_steps": 2,
-            "logging_steps": 1,
-            "enable_tensorboard": False,
-        },
-    }
-    (tmp_path / "train.yaml").write_text(json.dumps(config))
 
     def make(folder: str, *flags: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "oumi_kernel", "run", "train.yaml", f"--training.output_dir={folder}", *flags]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import QUICKSTART
+from tests.strategies.forked import outcomes
+from tests.strategies.materials import write_run
 
 pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
 pytestmark = pytest.mark.slow
@@ -27,34 +24,20 @@ IMPORTED_ONCE = ("transformers", "oumi_plugins.strategies._deepspeed", "oumi_plu
 
 def write_files(folder: Path) -> None:
     """Write model, data and configuration: 61 rows of unequal length, 5 to evaluate on, AdamW, accumulation."""
-    shutil.copytree(QUICKSTART / "model", folder / "model")
-    lines = (QUICKSTART / "data/train.jsonl").read_text().splitlines()
-    (folder / "rows.jsonl").write_text("\n".join(lines[:61]))
-    (folder / "held_out.jsonl").write_text("\n".join(lines[61:66]))
-    split = {"collator_name": "text_completions_only_with_padding"}
-    config = {
-        "model": {"model_name": "./model"},
-        "data": {
-            "train": split | {"datasets": [{"dataset_name": "text_sft", "dataset_path": "./rows.jsonl"}]},
-            "validation": split | {"datasets": [{"dataset_name": "text_sft", "dataset_path": "./held_out.jsonl"}]},
-        },
-        "training": {
-            "max_steps": STEPS,
-            "optimizer": "adamw_torch",
-            "adam_epsilon": 0.01,  # a small one divides rounding errors of small gradients by their size
-            "learning_rate": 0.01,
-            "weight_decay": 0.1,
-            "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 2,
-            "per_device_eval_batch_size": 2,
-            "eval_strategy": "steps",
-            "eval_steps": 3,
-            "save_steps": 3,
-            "logging_steps": 1,
-            "enable_tensorboard": False,
-        },
-    }
-    (folder / "train.yaml").write_text(json.dumps(config))
+    write_run(
+        folder,
+        max_steps=STEPS,
+        optimizer="adamw_torch",
+        adam_epsilon=0.01,  # a small one divides rounding errors of small gradients by their size
+        learning_rate=0.01,
+        weight_decay=0.1,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        per_device_eval_batch_size=2,
+        eval_strategy="steps",
+        eval_steps=3,
+        save_steps=3,
+    )
 
 
 def one(folder: Path, name: str, *flags: str) -> dict[str, Any]:
@@ -73,14 +56,9 @@ def zero(folder: Path, name: str, stage: int, *flags: str) -> dict[str, Any]:
 
 def done(folder: Path, *runs: dict[str, Any]) -> list[dict[str, Any]]:
     """Do runs one after another, and return what came of the first process of each."""
-    (folder / "runs.json").write_text(json.dumps(runs))
-    command = [sys.executable, "-m", "tests.strategies.forked", str(folder / "runs.json"), *IMPORTED_ONCE]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OUMI_CACHE_DIR": str(folder / "cache")}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550, check=False)
-    assert ended.returncode == 0, ended.stderr
-    found = [json.loads((folder / f"{number}-0.json").read_text()) for number in range(len(runs))]
-    assert not any(outcome["exit_code"] == 1 for outcome in found), ended.stderr
-    return [outcome | {"stderr": ended.stderr} for outcome in found]
+    found = outcomes(folder, runs, IMPORTED_ONCE, 550)
+    assert not any(outcome["exit_code"] == 1 for outcome in found), found[0]["stderr"]
+    return found
 
 
 def figures(folder: Path) -> list[dict[str, float]]:

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 
 from oumi_kernel import CheckpointError
 from oumi_kernel.parts import consolidate
-from tests.conftest import QUICKSTART, ROOT
+from tests.conftest import ROOT
+from tests.strategies.materials import write_run
 
 pytestmark = pytest.mark.slow
 
@@ -92,29 +93,15 @@ def together(folder: Path, size: int, *runs: dict[str, Any]) -> list[Outcome]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a model, rows, and a configuration of six steps of eight examples."""
     folder = tmp_path_factory.mktemp("fsdp")
-    shutil.copytree(QUICKSTART / "model", folder / "model")
-    lines = (QUICKSTART / "data/train.jsonl").read_text().splitlines()
-    (folder / "rows.jsonl").write_text("\n".join(lines[:61]))
-    (folder / "held_out.jsonl").write_text("\n".join(lines[61:66]))
-    split = {"collator_name": "text_completions_only_with_padding"}
-    config = {
-        "model": {"model_name": "./model"},
-        "data": {
-            "train": split | {"datasets": [{"dataset_name": "text_sft", "dataset_path": "./rows.jsonl"}]},
-            "validation": split | {"datasets": [{"dataset_name": "text_sft", "dataset_path": "./held_out.jsonl"}]},
-        },
-        "training": {
-            "max_steps": 6,
-            "optimizer": "sgd",  # Adam divides rounding errors of small gradients by their size
-            "learning_rate": 0.1,
-            "per_device_eval_batch_size": 2,
-            "eval_steps": 3,
-            "save_steps": 2,
-            "logging_steps": 1,
-            "enable_tensorboard": False,
-        },
-    }
-    (folder / "train.yaml").write_text(json.dumps(config))
+    write_run(
+        folder,
+        max_steps=6,
+        optimizer="sgd",  # Adam divides rounding errors of small gradients by their size
+        learning_rate=0.1,
+        per_device_eval_batch_size=2,
+        eval_steps=3,
+        save_steps=2,
+    )
     return folder
 
 

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from oumi_kernel import Component, Params, hookimpl
+from oumi_kernel import Component, ConfigError, Params, Problem, hookimpl
 from oumi_kernel.adapters import adapter_of
 from oumi_kernel.config import PeftParams, TrainingConfig
+from oumi_kernel.config.deepspeed import ZeroStage
 from oumi_kernel.contracts import Run, StepRecord
 from oumi_kernel.merged import Merged
 from oumi_kernel.report import Report
@@ -54,6 +55,12 @@ class Method(Component):
     without: ClassVar[Collection[str]] = ()
     """Fields of the config that are no parameters: the model decides them, or nothing here can serve them."""
 
+    not_in_parts: ClassVar[str] = ""
+    """Why what it needs whole cannot be divided between processes; empty where it can."""
+
+    whole_with: ClassVar[ZeroStage] = ZeroStage.ZERO_2
+    """The highest stage of ZeRO that leaves whole what must not be divided."""
+
     own_params: ClassVar[type[Params]] = OwnParams
     """Parameters that the library's config does not have."""
 
@@ -64,7 +71,7 @@ class Method(Component):
         cls.keys = tuple(key for key in cls.keys if SECTION[key] in known or not known)
         covered = {*cls.without, *(SECTION[key] for key in cls.keys)}
         cls.params_type = declared(cls.module, cls.config_class, without=covered, bases=(cls.own_params,))
-        cls.unserved = _unserved(cls.keys)
+        cls.unserved = _unserved(cls.keys) | ({"fsdp.enable_fsdp": cls.not_in_parts} if cls.not_in_parts else {})
 
     def __init__(self) -> None:
         self._built: Any = None
@@ -174,7 +181,17 @@ class Method(Component):
         self._is_done = True
 
     def check(self, run: Run) -> None:
-        """Refuse what the method cannot do, before the model is read."""
+        """Refuse what the method cannot do, before the model is read.
+
+        Raises:
+            ConfigError: Weights would be divided that must be whole.
+        """
+        deepspeed = run.config.deepspeed
+        stage, highest = deepspeed.zero_stage, self.whole_with
+        if self.not_in_parts and deepspeed.enable_deepspeed and stage.value > highest.value:
+            message = f"{type(self).__name__} does not go with {stage.name}: {self.not_in_parts}"
+            hint = f"Set {highest.name}."
+            raise ConfigError(Problem(code="not-served", path="deepspeed.zero_stage", message=message, hint=hint))
 
     def settings(self, params: Params, run: Run) -> dict[str, Any]:
         """Return the fields of the config that the configuration changes."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oumi_kernel import ConfigError, Problem, hookimpl
+from oumi_kernel import hookimpl
+from oumi_kernel.config.deepspeed import ZeroStage
 from oumi_kernel.contracts import Plan, Run
 from oumi_plugins.peft._method import SECTION, Method
 from oumi_plugins.peft.lora import Lora
@@ -35,21 +36,13 @@ class AdaLora(Method):
         ).split(),
     )
 
+    not_in_parts = "it measures whole matrices and gradients, not the parts that a process has; LoRA does with parts."
+    whole_with = ZeroStage.ZERO_0
+
     def __init__(self) -> None:
         super().__init__()
         self._optimizer: Any = None
         self._allocation: Any = None
-
-    def check(self, run: Run) -> None:
-        """Refuse FSDP: ranks follow from whole matrices.
-
-        Raises:
-            ConfigError: It is on.
-        """
-        if run.config.fsdp.enable_fsdp:
-            message = "AdaLoRA measures whole matrices, not the parts of them that a process has."
-            hint = "Set peft.peft_method: lora, or train with DDP (fsdp.enable_fsdp: false)."
-            raise ConfigError(Problem(code="not-served", path="fsdp.enable_fsdp", message=message, hint=hint))
 
     @hookimpl
     def oumi_apply_peft(

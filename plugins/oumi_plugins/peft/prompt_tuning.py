@@ -12,3 +12,4 @@ class PromptTuning(Method):
     config_class = "PromptTuningConfig"
     keys = ()
     without = "token_dim num_transformer_submodules num_attention_heads num_layers modules_to_save".split()
+    not_in_parts = "the library reads its vectors as a whole when they are saved; LoRA does with parts."

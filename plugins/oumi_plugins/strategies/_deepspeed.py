@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from oumi_kernel import CheckpointError, ConfigError, Problem
-from oumi_kernel.config import DeepSpeedParams
+from oumi_kernel.config import DeepSpeedParams, TrainingParams
 from oumi_kernel.config.deepspeed import DeepSpeedPrecision
 from oumi_kernel.contracts import Prepared, Run
 from oumi_kernel.rehearsal import Division
@@ -197,9 +197,7 @@ class DeepSpeedStrategy(SeveralStrategy):
             )
             problems.append(("training.optimizer", message, "Use adamw_torch, or zero_stage: ZERO_0."))
         is_quantised = self._is_quantised or not all(p.is_floating_point() for p in prepared.model.parameters())
-        if self._stage == 3 and is_quantised:
-            message = "ZERO_3 cannot divide quantised weights."
-            problems.append(("deepspeed.zero_stage", message, "Set ZERO_2: of an adapter there is little to divide."))
+        problems += _not_with_parts(self._training, is_quantised) if self._stage == 3 else ()
         if self._wants_own_adam() and not isinstance(optimizer, torch.optim.Adam):
             message = f"DeepSpeed has no optimizer of its own for '{name}' on the host."
             hint = "Use adamw_torch, or set deepspeed.zero_force_ds_cpu_optimizer: false."
@@ -253,6 +251,20 @@ class DeepSpeedStrategy(SeveralStrategy):
 
     def _has_masters(self) -> bool:
         return number_format(self._settings) is not None
+
+
+def _not_with_parts(training: TrainingParams, is_quantised: bool) -> Iterator[tuple[str, str, str]]:
+    """Yield key, reason and way out of what cannot be while weights are divided."""
+    if is_quantised:
+        hint = "Set ZERO_2: of an adapter there is little to divide."
+        yield "deepspeed.zero_stage", "ZERO_3 cannot divide quantised weights.", hint
+    if training.compile:
+        message = "ZERO_3 fetches weights while the model computes, and that cannot be compiled."
+        yield "training.compile", message, "Set it to false, or zero_stage: ZERO_2."
+    selective = training.trainer_kwargs.get("gradient_checkpointing_mode") == "selective"
+    if training.enable_gradient_checkpointing and selective:
+        message = "ZERO_3 fetches weights while layers are computed again, where it is chosen what to compute."
+        yield "training.trainer_kwargs.gradient_checkpointing_mode", message, "Set it to full, or zero_stage: ZERO_2."
 
 
 def _swaps(zero: Mapping[str, Any]) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from oumi_kernel import Component, hookimpl
+from oumi_kernel.component import Combination
 from oumi_kernel.config import DeepSpeedParams
 from oumi_kernel.contracts import Run, Strategy
 from oumi_kernel.launch import Processes
+from oumi_plugins.strategies.combinations import combinations_of
 
 
 class DeepSpeed(Component):
@@ -15,6 +17,11 @@ class DeepSpeed(Component):
 
     requires = {"deepspeed": "oumi-kernel[deepspeed]"}
     without_effect = {"training.ddp_find_unused_parameters": "DeepSpeed takes weights without a gradient as they are."}
+
+    @classmethod
+    def combinations(cls) -> Sequence[Combination]:
+        """Return what was tried with the strategy."""
+        return combinations_of("ZERO_0", "ZERO_1", "ZERO_2", "ZERO_3")
 
     @hookimpl
     def oumi_launch(self, command: Sequence[str], processes: Processes) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from oumi_kernel import Component, hookimpl
+from oumi_kernel.component import Combination
 from oumi_kernel.config.fsdp import FSDPParams
 from oumi_kernel.contracts import Run, Strategy
 from oumi_kernel.launch import Processes
+from oumi_plugins.strategies.combinations import combinations_of
 
 
 class FSDP(Component):
@@ -17,6 +19,11 @@ class FSDP(Component):
         "fsdp.use_orig_params": "parameters always keep their own names and shapes in FSDP2.",
         "training.ddp_find_unused_parameters": "what a process did not use counts there with a gradient of zero.",
     }
+
+    @classmethod
+    def combinations(cls) -> Sequence[Combination]:
+        """Return what was tried with the strategy."""
+        return combinations_of("fsdp")
 
     @hookimpl
     def oumi_launch(self, command: Sequence[str], processes: Processes) -> int:
