@@ -17,15 +17,16 @@ from tests.trainers.test_estimate import ON_A_CPU, configure, estimated, measure
 SHAPE = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 10, "vocab_size": 2048}
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
 WHOLE = {"q_lora": False}
+FEW = {"per_device_train_batch_size": 2}  # many a CPU computes bfloat16 in software, which takes minutes
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "4 bits": ({}, {}),
-    "4 bits, computed in bfloat16": ({"bnb_4bit_compute_dtype": "bfloat16"}, {"mixed_precision_dtype": "bf16"}),
+    "4 bits, computed in bfloat16": ({"bnb_4bit_compute_dtype": "bfloat16"}, {"mixed_precision_dtype": "bf16", **FEW}),
     "4 bits, recomputed": ({}, {"enable_gradient_checkpointing": True}),
     "8 bits": ({"q_lora_bits": 8}, {}),
     "8 bits, recomputed": ({"q_lora_bits": 8}, {"enable_gradient_checkpointing": True}),
     "LoRA": (WHOLE, {}),
     "LoRA, recomputed": (WHOLE, {"enable_gradient_checkpointing": True}),
-    "LoRA in bfloat16": (WHOLE, {"mixed_precision_dtype": "bf16"}),
+    "LoRA in bfloat16": (WHOLE, {"mixed_precision_dtype": "bf16", **FEW}),
 }
 
 

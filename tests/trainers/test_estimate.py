@@ -272,7 +272,7 @@ IN_BACKWARD = {"trainer_kwargs": {"optimizer_in_backward": True}, "max_grad_norm
 MOST_FROZEN = {"freeze_layers": ["embed_tokens", *(f"layers.{layer}" for layer in range(8))]}
 REAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "full": ({}, {}),
-    "bf16": ({"mixed_precision_dtype": "bf16", "per_device_train_batch_size": 4}, {}),
+    "bf16": ({"mixed_precision_dtype": "bf16", "per_device_train_batch_size": 2}, {}),
     "recomputed": (AGAIN, {}),
     "selective": (AGAIN | SELECTIVE, {}),
     "every-second": (AGAIN | SECOND, {}),
