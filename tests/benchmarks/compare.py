@@ -25,11 +25,7 @@ WORK = Path.home() / ".cache/oumi-kernel-benchmarks"
 def main() -> int:
     """Compare, print the tables, and leave all figures as JSON; 1 if a run failed or its batches were others."""
     given = parse_arguments()
-    given.work.mkdir(parents=True, exist_ok=True)
-    python = given.peers_python or peers_environment.create(given.work / "peers")
-    materials = given.work / f"{given.model}-{given.steps}"
-    command = [sys.executable, "-m", "tests.benchmarks.materials", str(materials), "--model", given.model]
-    subprocess.run([*command, "--rows", str(given.steps * BATCH)], cwd=ROOT, check=True)
+    python, materials = made(given)
     results = {
         "command": " ".join(["python -m tests.benchmarks.compare", *sys.argv[1:]]),
         "machine": report.machine(),
@@ -48,6 +44,16 @@ def main() -> int:
     sys.stdout.write(report.markdown(results))
     log(f"all figures: {given.json}")
     return int(bool(report.failures(results)))
+
+
+def made(given: argparse.Namespace) -> tuple[str, Path]:
+    """Return a Python that has the peers, and the folder of model and chats; both are made where they are not there."""
+    given.work.mkdir(parents=True, exist_ok=True)
+    python = given.peers_python or peers_environment.create(given.work / "peers")
+    materials = given.work / f"{given.model}-{given.steps}"
+    command = [sys.executable, "-m", "tests.benchmarks.materials", str(materials), "--model", given.model]
+    subprocess.run([*command, "--rows", str(given.steps * BATCH)], cwd=ROOT, check=True)
+    return python, materials
 
 
 def one_run(name: str, threads: str, repeat: int, materials: Path, given: argparse.Namespace, python: str) -> dict:

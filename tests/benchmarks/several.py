@@ -9,16 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.benchmarks import peers_environment, report
-from tests.benchmarks.compare import WORK
+from tests.benchmarks import report
+from tests.benchmarks.compare import WORK, made
 from tests.benchmarks.materials import BATCH, SHAPES
-from tests.benchmarks.measure import ROOT, Step, environment_for, log, watch
+from tests.benchmarks.measure import Step, environment_for, log, watch
 from tests.benchmarks.variants import Variant, prepare
 
 SHARDED = ["--fsdp.enable_fsdp=true", "--fsdp.auto_wrap_policy=TRANSFORMER_BASED_WRAP"]
@@ -52,11 +51,7 @@ WAYS = {
 def main() -> int:
     """Train each way in turn and print the table."""
     given = parse_arguments()
-    given.work.mkdir(parents=True, exist_ok=True)
-    python = given.peers_python or peers_environment.create(given.work / "peers")
-    materials = given.work / f"{given.model}-{given.steps}"
-    command = [sys.executable, "-m", "tests.benchmarks.materials", str(materials), "--model", given.model]
-    subprocess.run([*command, "--rows", str(given.steps * BATCH)], cwd=ROOT, check=True)
+    python, materials = made(given)
     steps = {name: train(name, materials, given.work / "several", python) for name in WAYS}
     facts = json.loads((materials / "materials.json").read_text())
     lines = [

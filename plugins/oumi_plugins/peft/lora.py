@@ -43,6 +43,7 @@ class Lora(Method):
         """Refuse starts that cannot be had, before the model is read."""
         from oumi_plugins.peft._starts import check_start_of
 
+        super().check(run)
         check_start_of(run.config.peft.lora_init_weights)
 
     @hookimpl

@@ -46,7 +46,7 @@ def combinations_of(*strategies: str) -> list[Combination]:
         reasons: dict[str, list[str]] = {}
         for strategy in strategies:
             reason = row.reason(strategy)
-            reason += " (nobody has tried it on one)" if reason and reason == row.needs_gpu else ""
+            reason += " (nobody has tried it on a GPU)" if reason and reason == row.needs_gpu else ""
             reasons.setdefault(reason, []).append(strategy)
         for reason, columns in reasons.items():
             name = row.name if len(reasons) == 1 else f"{row.name} ({', '.join(columns)})"
