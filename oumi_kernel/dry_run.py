@@ -18,10 +18,11 @@ from oumi_kernel.disk import check_unreserved
 from oumi_kernel.errors import CheckpointError
 from oumi_kernel.loading import LoadedConfig
 from oumi_kernel.logs import logging_to
+from oumi_kernel.placed_errors import errors_placed
 from oumi_kernel.plugins import Kernel, Resolution
 from oumi_kernel.rehearsal import Estimate, Lengths, PreviewedExample, Rehearses
 from oumi_kernel.repeat import data_difference
-from oumi_kernel.run import Stage, assemble, errors_placed, header, log_difference, log_warnings, prepare
+from oumi_kernel.run import Stage, assemble, header, log_difference, log_warnings, prepare
 from oumi_kernel.seeds import with_seeds
 
 _log = logging.getLogger(__name__)

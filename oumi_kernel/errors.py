@@ -92,9 +92,10 @@ class NumericsError(OumiError):
 
 
 class DataError(OumiError):
-    """The data cannot be read, or cannot be trained on."""
+    """The data cannot be read, or cannot be trained on. `path` is the key that names it, where that is known."""
 
     exit_code = 4
+    path = ""
 
 
 class OutOfMemoryError(OumiError):

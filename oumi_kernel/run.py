@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -12,13 +11,14 @@ import msgspec
 from oumi_kernel.config import Moments, TrainTarget
 from oumi_kernel.contracts import Run, Session, Strategy, Summary, Trainer, World
 from oumi_kernel.disk import reserved
-from oumi_kernel.errors import ConfigError, OumiError, Problem, StopRequested
+from oumi_kernel.errors import OumiError, StopRequested
 from oumi_kernel.final_model import save_final_model
 from oumi_kernel.launch import world_from
 from oumi_kernel.loading import LoadedConfig
 from oumi_kernel.logs import logging_to
 from oumi_kernel.manifest import PreparedData, fingerprint, parameter_counts, run_record, with_model, write_json
 from oumi_kernel.mixture import Mixture, mix
+from oumi_kernel.placed_errors import errors_placed
 from oumi_kernel.plugins import Kernel, Resolution
 from oumi_kernel.plugins.slots import filled_splits
 from oumi_kernel.preflight import Agrees, facts_of
@@ -167,16 +167,6 @@ def assemble(stage: Stage, model: Any) -> Session:
     )
 
 
-@contextmanager
-def errors_placed(kernel: Kernel, loaded: LoadedConfig) -> Generator[None]:
-    """Name the plugin that failed, and the place in the configuration that a component found wrong."""
-    try:
-        with kernel.manager.attributed():
-            yield
-    except ConfigError as error:
-        raise ConfigError([_placed(problem, loaded) for problem in error.problems]) from error
-
-
 def log_warnings(loaded: LoadedConfig, resolution: Resolution) -> None:
     """Write what is allowed but probably not meant, and what is not as it was when a run was recorded."""
     entries = [choice.entry for choice in resolution.selected]
@@ -220,12 +210,6 @@ def _as_reported(error: BaseException) -> BaseException:
     if isinstance(error, Interrupted):
         return StopRequested("asked to stop before training began: nothing was trained, and nothing is lost.")
     return error
-
-
-def _placed(problem: Problem, loaded: LoadedConfig) -> Problem:
-    """Return a problem that a component found with the place where its key was written."""
-    place = problem.place or (loaded.document.place(problem.path) if problem.path else None)
-    return msgspec.structs.replace(problem, place=place)
 
 
 def _report_failure(kernel: Kernel, run: Run, error: BaseException) -> None:

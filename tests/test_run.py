@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from oumi_kernel import ConfigError
+from oumi_kernel import ConfigError, DataError
 from oumi_kernel.contracts import Run, World
 from oumi_kernel.launch import world_from
-from oumi_kernel.loading import load_text
+from oumi_kernel.loading import load_config, load_text, split_overrides
+from oumi_kernel.plugins import resolve, scan
+from oumi_kernel.run import run_training
 from oumi_kernel.shipped import find_config
 from tests.conftest import QUICKSTART, ROOT, minimal_yaml
 
@@ -144,3 +146,23 @@ def test_a_shipped_configuration_is_found_by_name_from_anywhere(tmp_path: Path, 
 def test_a_configuration_that_is_nowhere_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"there is no file 'llama3_1/sft/8b_loar'.*did you mean|Give the path"):
         find_config("llama3_1/sft/8b_loar")
+
+
+@pytest.mark.parametrize(
+    ("flags", "place"),
+    [
+        ((), r"train.yaml:{line}:\d+: data.train.datasets\[0\].dataset_path: "),
+        (("--data.train.datasets[0].dataset_path=o.jsonl",), r"command line: data.train.datasets\[0\].dataset_path: "),
+    ],
+)
+def test_data_that_is_not_there_is_named_with_the_place_of_its_key(
+    tmp_path: Path, flags: tuple[str, ...], place: str
+) -> None:
+    text = (QUICKSTART / "train.yaml").read_text().replace("./data/train.jsonl", "./data/trian.jsonl")
+    (tmp_path / "train.yaml").write_text(text.replace("./model", str(QUICKSTART / "model")))
+    line = 1 + text[: text.index("./data/trian.jsonl")].count("\n")
+    overrides, _ = split_overrides([f"--training.output_dir={tmp_path / 'out'}", *flags])
+    loaded = load_config(tmp_path / "train.yaml", overrides)
+    with pytest.raises(DataError, match=place.format(line=line) + "there is no file"):
+        run_training(loaded, resolve(loaded, scan()))
+    assert json.loads((tmp_path / "out/failure.json").read_text())["exit_code"] == 4

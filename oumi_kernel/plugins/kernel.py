@@ -10,7 +10,7 @@ import msgspec
 
 from oumi_kernel.config import DatasetSplitParams, ModelParams
 from oumi_kernel.contracts import Collator, Metric, Plan, Row, Run, StepRecord, Strategy, Summary, Trainer
-from oumi_kernel.errors import PluginError
+from oumi_kernel.errors import DataError, PluginError
 from oumi_kernel.launch import Processes
 from oumi_kernel.merged import Merged
 from oumi_kernel.plugins.families import FAMILIES
@@ -74,10 +74,20 @@ class Kernel:
         return self._ask("trainers", "oumi_build_trainer", Trainer, tokenizer=tokenizer, run=run)
 
     def load_dataset(self, split: str, index: int, run: Run) -> Sequence[Row]:
-        """Return the rows of one entry of a split's `datasets`."""
-        active = self._at(f"data.{split}.datasets[{index}].dataset_name")
+        """Return the rows of one entry of a split's `datasets`.
+
+        Raises:
+            DataError: They cannot be had; it then knows the key that names them.
+        """
+        entry = f"data.{split}.datasets[{index}]"
         dataset = getattr(run.config.data, split).datasets[index]
-        return self._answer(active, "oumi_load_dataset", Sequence, dataset=dataset, run=run)
+        try:
+            return self._answer(
+                self._at(f"{entry}.dataset_name"), "oumi_load_dataset", Sequence, dataset=dataset, run=run
+            )
+        except DataError as error:
+            error.path = f"{entry}.{'dataset_name' if dataset.dataset_path is None else 'dataset_path'}"
+            raise
 
     def build_collator(self, split_name: str, split: DatasetSplitParams, tokenizer: Any, run: Run) -> Collator:
         """Return what turns a split's examples into a batch."""

@@ -38,12 +38,10 @@ GIB = 2**30
 
 
 class Case(NamedTuple):
-    """A model, GPUs for it, and depths at which it is estimated; all of its `layers` are on the line through them."""
+    """A model, and GPUs for it."""
 
     model: str
     processes: int
-    layers: int
-    depths: tuple[int, ...]
 
     @property
     def world(self) -> World:
@@ -51,9 +49,9 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "8b": Case("meta-llama/Llama-3.1-8B-Instruct", 8, 32, (4, 8)),
-    "70b": Case("meta-llama/Llama-3.1-70B-Instruct", 64, 80, (4, 8)),
-    "405b": Case("meta-llama/Llama-3.1-405B-Instruct", 512, 126, (4, 8)),
+    "8b": Case("meta-llama/Llama-3.1-8B-Instruct", 8),
+    "70b": Case("meta-llama/Llama-3.1-70B-Instruct", 64),
+    "405b": Case("meta-llama/Llama-3.1-405B-Instruct", 512),
 }
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA = {"lora_r": 16, "lora_target_modules": PROJECTIONS}
@@ -168,38 +166,12 @@ def rows(case: Case, tokens: int, methods: Sequence[str], strategies: str = "") 
         if case.world.nodes == 1:
             wanted.pop("HYBRID_SHARD", None)  # which is FULL_SHARD there
         for again in recomputed:
-            at = [estimates(case, depth, tokens, method, again, wanted) for depth in case.depths]
+            found = estimates(case, tokens, method, again, wanted)
             for strategy in wanted:
-                found = [estimate[strategy] for estimate in at]
-                yield Row(method, again, strategy, found[0] if len(found) == 1 else deeper(case, *found), tokens)
+                yield Row(method, again, strategy, found[strategy], tokens)
 
 
-def deeper(case: Case, shallow: Estimate, deep: Estimate) -> Estimate:
-    """Return the estimate of all layers from those of two depths: layers are alike, so that each adds as much."""
-    first, second = case.depths
-
-    def line(low: int, high: int) -> int:
-        return low + (high - low) * (case.layers - first) // (second - first)
-
-    def each(low: Any, high: Any) -> tuple[Any, ...]:
-        return tuple(
-            msgspec.structs.replace(one, bytes=line(one.bytes, other.bytes))
-            for one, other in zip(low, high, strict=True)
-        )
-
-    return msgspec.structs.replace(
-        deep,
-        parameters=line(shallow.parameters, deep.parameters),
-        trained=line(shallow.trained, deep.trained),
-        peak_bytes=line(shallow.peak_bytes, deep.peak_bytes),
-        memory=each(shallow.memory, deep.memory),
-        traffic=each(shallow.traffic, deep.traffic),
-    )
-
-
-def estimates(
-    case: Case, depth: int, tokens: int, method: str, again: bool, wanted: dict[str, Divide]
-) -> dict[str, Estimate]:
+def estimates(case: Case, tokens: int, method: str, again: bool, wanted: dict[str, Divide]) -> dict[str, Estimate]:
     """Return strategy -> what a dry run of it says."""
     from oumi_kernel.loading import load_config
     from oumi_kernel.plugins import Kernel, resolve, scan
@@ -217,7 +189,7 @@ def estimates(
         def division(self, model: Any) -> Division:
             return self._division
 
-    loaded = with_seeds(load_config(configure(case, depth, tokens, method, again)), case.world)
+    loaded = with_seeds(load_config(configure(case, tokens, method, again)), case.world)
     kernel = Kernel(resolve(loaded, scan()))
     run = Run(config=loaded.config, folder=loaded.folder, world=case.world)
     stage = prepare(kernel, SingleStrategy(run), run)
@@ -230,12 +202,10 @@ def estimates(
     return found
 
 
-def configure(case: Case, depth: int, tokens: int, method: str, again: bool) -> Path:
+def configure(case: Case, tokens: int, method: str, again: bool) -> Path:
     """Write a run of the model whose every row is as long as a micro-batch; return its file."""
     folder = Path.cwd()
     publish(case.model, folder / "hub/hub")
-    (config,) = (folder / "hub/hub" / f"models--{case.model.replace('/', '--')}").rglob("config.json")
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": depth}))
     answer = {"role": "assistant", "content": "word " * tokens}
     row = json.dumps({"messages": [{"role": "user", "content": "?"}, answer]})
     (folder / "rows.jsonl").write_text("\n".join([row] * case.processes))
@@ -290,11 +260,11 @@ def worked_out(cases: Sequence[Case], tokens: int, methods: Sequence[str], strat
 def main() -> None:
     """Print the tables that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("cases", nargs="*", metavar="|".join(CASES), help="all if none is named")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of a micro-batch: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     given = parser.parse_args()
-    cases = [CASES[name] for name in given.cases]
+    cases = [CASES[name] for name in given.cases or CASES]
     for case, lines in zip(cases, planned(cases, given.tokens, given.methods), strict=True):
         sys.stdout.write(f"### {case.model} on {case.processes} GPUs\n\n{''.join(lines)}\n")
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import random
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from oumi_kernel.contracts import Run
 from oumi_kernel.loading import load_text
@@ -143,6 +146,38 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_float32() -> None:
     assert model.weight.dtype == torch.float32
     with strategy().forward_context():
         assert model(torch.ones(1, 2, device=how.device)).dtype == torch.float32
+
+
+class Converted(TorchDispatchMode):
+    """Keeps sight of the weights of a layer, of 16 x 16, that are converted to bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and result.shape == (16, 16) and result.dtype == torch.bfloat16:
+            self.seen.append(weakref.ref(result.untyped_storage()))
+        return result
+
+    def alive(self) -> int:
+        return sum(one() is not None for one in self.seen)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_converted_weights_are_kept_for_the_backward_pass_alone(again: bool) -> None:
+    how = strategy(f"  mixed_precision_dtype: bf16\n  enable_gradient_checkpointing: {str(again).lower()}\n")
+    layers = [torch.nn.Linear(16, 16, device=how.device) for _ in range(6)]
+    states = torch.ones(1, 16, device=how.device, requires_grad=True)
+    with Converted() as converted, how.forward_context():
+        for layer in layers:
+            states = checkpoint(layer, states, use_reentrant=False) if again else layer(states)
+        assert len(converted.seen) == 6
+        assert converted.alive() == (0 if again else 6)
+        states.sum().backward()
+    assert len(converted.seen) == (12 if again else 6)
+    assert all(layer.weight.grad is not None for layer in layers)
 
 
 def test_batches_and_model_are_on_the_same_device() -> None:

@@ -39,6 +39,7 @@ from oumi_plugins.strategies._optimizer_files import (
 )
 from oumi_plugins.strategies._part_files import MODEL, OPTIMIZER, load_weights, read_parts
 from oumi_plugins.strategies._stepping import step_unless
+from oumi_plugins.strategies.precision import mixed_precision
 from oumi_plugins.strategies.shards import state_beside
 from oumi_plugins.trainers.memory import memory_errors
 
@@ -58,8 +59,6 @@ class SingleStrategy:
             message = "fp16 needs a GPU; this machine has none."
             path = "training.mixed_precision_dtype"
             raise ConfigError(Problem(code="not-served", path=path, message=message, hint="Use bf16 or none."))
-        dtypes = {MixedPrecisionDtype.BF16: torch.bfloat16, MixedPrecisionDtype.FP16: torch.float16}
-        self._dtype = dtypes.get(precision)
         self._scaler = torch.amp.GradScaler(enabled=precision is MixedPrecisionDtype.FP16)
         self._matmul: str | None = None
         self._in_backward: InBackward | None = None
@@ -104,7 +103,7 @@ class SingleStrategy:
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Return autocast to the mixed precision, or nothing."""
-        return torch.autocast(self.device.type, dtype=self._dtype) if self._dtype else nullcontext()
+        return mixed_precision(self._training, self.device.type)
 
     def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what a function of the model returns."""

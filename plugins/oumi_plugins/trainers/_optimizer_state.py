@@ -1,9 +1,10 @@
 """What an optimizer keeps for each parameter, found out by a step and not known by name.
 
 The optimizer is built a second time, over parameters of the real shapes without storage (torch's `FakeTensorMode`), and
-takes a step for one parameter after another. One whose arithmetic cannot be done without numbers has mostly made its
-state by then. Where it has not, the state is that of the miniature, on which a real step was taken, with each side that
-is a side of the small parameter, or all of its elements, replaced by that of the real one.
+takes a step for one parameter after another; of those of a group that have one shape, the first stands for all. An
+optimizer whose arithmetic cannot be done without numbers has mostly made its state by then. Where it has not, the
+state is that of the miniature, on which a real step was taken, with each side that is a side of the small parameter, or
+all of its elements, replaced by that of the real one.
 """
 
 from __future__ import annotations
@@ -62,12 +63,12 @@ def state_of(session: Session, skeleton: nn.Module, dtype: torch.dtype | None = 
     use_trained(optimizer)
     if small.keys() != real.keys() or not _step(optimizer, small):  # a strategy has put parameters together
         return OptimizerState()
-    tried, complete = _without_storage(session, skeleton, dtype)
+    tried, complete, firsts = _without_storage(session, skeleton, dtype)
     found: list[int] = []
     for switch in (use_trained, use_averages):
         scaled = {name: _scaled(kept, small[name], real[name]) for name, kept in _of(optimizer, switch).items()}
         counted = {name: sum(map(_bytes, kept.values())) for name, kept in _of(tried, switch).items()}
-        taken = {name: size for name, size in counted.items() if name in complete}
+        taken = {name: counted[first] for name, first in firsts.items() if first in complete}
         found.append(sum((scaled | taken).values()))
     return OptimizerState(*found)
 
@@ -81,8 +82,14 @@ def tensors_in(tree: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
             yield from tensors_in(value, f"{path}/{key}")
 
 
-def _without_storage(session: Session, skeleton: nn.Module, dtype: torch.dtype | None) -> tuple[Any, set[str]]:
-    """Return an optimizer that has stepped parameters without storage, and those of which its state is complete."""
+def _without_storage(
+    session: Session, skeleton: nn.Module, dtype: torch.dtype | None
+) -> tuple[Any, set[str], dict[str, str]]:
+    """Step parameters without storage.
+
+    Returns:
+        The optimizer; those of which its state is complete; and of each parameter, which one was stepped for it.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def empty(tensor: torch.Tensor) -> torch.Tensor:
@@ -96,13 +103,31 @@ def _without_storage(session: Session, skeleton: nn.Module, dtype: torch.dtype |
             groups = parameter_groups(model, session.run.config.training.weight_decay)
             optimizer = session.kernel.build_optimizer(groups, session.run)
             use_trained(optimizer)
+        parameters = dict(model.named_parameters())
+        firsts = _firsts(optimizer, parameters)
         with mode:
-            stepped = {name: _step(optimizer, {name: one}) for name, one in model.named_parameters()}
+            stepped = {name: _step(optimizer, {name: parameters[name]}) for name in set(firsts.values())}
     except (OumiError, *NEEDS_MORE):
-        return None, set()
+        return None, set(), {}
     whole = _of(session.prepared.optimizer, use_trained)
     kept = _of(optimizer, use_trained)
-    return optimizer, {name for name in kept if stepped[name] or kept[name].keys() >= whole.get(name, {}).keys()}
+    complete = {
+        name
+        for name in stepped.keys() & kept.keys()
+        if stepped[name] or kept[name].keys() >= whole.get(name, {}).keys()
+    }
+    return optimizer, complete, firsts
+
+
+def _firsts(optimizer: Any, parameters: Parameters) -> dict[str, str]:
+    """Return name of a parameter that is stepped -> name of the first one of its group, shape and number format."""
+    firsts: dict[str, str] = {}
+    for group in optimizer.state_dict()["param_groups"]:
+        seen: dict[tuple[torch.Size, torch.dtype], str] = {}
+        for name in group["param_names"]:
+            parameter = parameters[name]
+            firsts[name] = seen.setdefault((parameter.shape, parameter.dtype), name)
+    return firsts
 
 
 def _step(optimizer: Any, parameters: Parameters) -> bool:

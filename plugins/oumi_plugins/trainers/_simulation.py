@@ -3,6 +3,8 @@
 The model, its attention, the loss in chunks, what is computed again and what is stepped in the backward pass are those
 of the run; only the tensors are torch's `FakeTensor`. So there is no formula to keep up with any of them.
 
+Of layers that are alike only some compute, and count for the others (see `_alike`).
+
 Where gradients are divided between processes, each whole one is let go as soon as it is there, and a process's share
 of it is counted from then on.
 """
@@ -31,9 +33,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from oumi_kernel.config import MixedPrecisionDtype, TrainingParams
+from oumi_kernel.config import TrainingParams
 from oumi_kernel.rehearsal import Division
+from oumi_plugins.strategies.precision import mixed_precision
 from oumi_plugins.trainers import _attention
+from oumi_plugins.trainers._alike import compute_some
 from oumi_plugins.trainers._forward import REFUSALS, Forward
 from oumi_plugins.trainers._miniature import filled
 from oumi_plugins.trainers._packed import unpacked
@@ -41,7 +45,6 @@ from oumi_plugins.trainers._recomputing import recompute_activations
 from oumi_plugins.trainers._shares import divides_gradients, gradient_shares, number_format
 from oumi_plugins.trainers.sft import SftParams
 
-DTYPES = {MixedPrecisionDtype.BF16: torch.bfloat16, MixedPrecisionDtype.FP16: torch.float16}
 UNKNOWN = (
     *REFUSALS,
     AssertionError,
@@ -82,7 +85,7 @@ class Live(TorchDispatchMode):
 
     def __init__(self, device: str, known: list[torch.Tensor]) -> None:
         super().__init__()
-        self.now = self.most = 0
+        self.now = self.most = self._highest = 0
         self._device = device
         self._known = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in known}
 
@@ -98,6 +101,12 @@ class Live(TorchDispatchMode):
         """Count bytes of which there is no tensor here."""
         self.now += size
         self.most = max(self.most, self.now)
+        self._highest = max(self._highest, self.now)
+
+    def highest(self) -> int:
+        """Return the most at one time since this was asked before, whoever asked for the peak."""
+        highest, self._highest = self._highest, self.now
+        return highest
 
     def peak(self) -> int:
         """Return the most at one time since this was asked before."""
@@ -144,31 +153,44 @@ def simulate(
         with mode:
             return torch.empty(tensor.shape, dtype=(converted and computed) or tensor.dtype, device=device)
 
-    _attention.forget_masks()
-    try:
-        plain = unpacked(skeleton)
-        model: Any = filled(plain, empty).train()
-        for module in model.modules():
-            vars(module).pop("forward", None)  # a kernel in its place, which does not run without storage
-        _switch_on(model, training, params)
-        forward = asked.like_this(model)
-        laid = forward.supervise(batch)[0]
-        if len(laid.get("lengths", ())) == 1 and model.config._attn_implementation == "sdpa":
-            ALL_ATTENTION_FUNCTIONS.register(ALONE, _alone)
-            ALL_MASK_ATTENTION_FUNCTIONS.register(ALONE, lambda *_, **__: None)
-            model.set_attn_implementation(ALONE)
-        placed = {name: empty(value) if isinstance(value, torch.Tensor) else value for name, value in laid.items()}
-        inputs = [value for value in placed.values() if isinstance(value, torch.Tensor)]
-        live = Live(device, [*model.parameters(), *model.buffers(), *inputs])
-        shares = gradient_shares((one for one in plain.parameters() if one.requires_grad), division)
-        with mode, live:
-            _begin_gradients(model, shares if divides_gradients(division) else None, live, training)
-            dtype = None if computed else DTYPES.get(training.mixed_precision_dtype)
-            return _counted(model, forward, placed, live, torch.autocast(device, dtype) if dtype else nullcontext())
-    except UNKNOWN as error:
-        return " ".join(str(error).split())[:200] or type(error).__name__
-    finally:
+    reason = ""
+    for some in (True, False):  # all layers compute where some cannot stand for others
         _attention.forget_masks()
+        try:
+            plain = unpacked(skeleton)
+            model: Any = filled(plain, empty).train()
+            for module in model.modules():
+                vars(module).pop("forward", None)  # a kernel in its place, which does not run without storage
+            _switch_on(model, training, params)
+            forward = asked.like_this(model)
+            placed = {
+                name: empty(value) if isinstance(value, torch.Tensor) else value
+                for name, value in _laid(forward, model, batch).items()
+            }
+            inputs = [value for value in placed.values() if isinstance(value, torch.Tensor)]
+            live = Live(device, [*model.parameters(), *model.buffers(), *inputs])
+            shares = gradient_shares((one for one in plain.parameters() if one.requires_grad), division)
+            computing = nullcontext() if computed else mixed_precision(training, device)
+            with mode, live:
+                if some:
+                    compute_some(model, live)
+                _begin_gradients(model, shares if divides_gradients(division) else None, live, training)
+                return _counted(model, forward, placed, live, computing)
+        except UNKNOWN as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+        finally:
+            _attention.forget_masks()
+    return reason
+
+
+def _laid(forward: Forward, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a collated batch as a model reads it, and let one whose rows are alone read them without a mask."""
+    laid = forward.supervise(batch)[0]
+    if len(laid.get("lengths", ())) == 1 and model.config._attn_implementation == "sdpa":
+        ALL_ATTENTION_FUNCTIONS.register(ALONE, _alone)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(ALONE, lambda *_, **__: None)
+        model.set_attn_implementation(ALONE)
+    return laid
 
 
 def _alone(module: nn.Module, *states: torch.Tensor, **options: Any) -> Any:
