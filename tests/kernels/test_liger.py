@@ -60,6 +60,7 @@ def test_losses_and_gradients_are_those_of_the_model_without_kernels_and_no_othe
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_they_are_for_more_architectures_too(tmp_path: Path) -> None:
     found = interpreted(tmp_path, *MORE)
     for family in MORE:

@@ -3,7 +3,8 @@
 The file holds a list of runs, each with a `config` file, `flags`, and the number of `processes`; one with `call` does
 not train, but calls a function `MODULE:NAME` with the loaded configuration, and has what that returns. All modules are
 imported, and then each process of each run is a fork of this one, with the environment that a launcher would give it.
-What each came to is written beside the file, as `RUN-RANK.json`: the exit code and the message.
+What each came to is written beside the file, as `RUN-RANK.json`: the exit code, the message, and on Linux the largest
+resident set in bytes, with what was imported.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from oumi_kernel.loading.overrides import split_overrides
 from oumi_kernel.plugins import resolve, scan
 from oumi_kernel.run import run_training
 
+ROOT = Path(__file__).parents[2]
+IMPORTED_ONCE = ("transformers", "oumi_plugins.strategies._fsdp", "oumi_plugins.trainers._sft", "peft")
+"""What most runs import."""
+
 
 def main(file: Path, modules: list[str]) -> None:
     """Do the runs."""
@@ -43,7 +48,9 @@ def outcomes(folder: Path, runs: Sequence[Mapping[str, Any]], modules: Sequence[
     (folder / "runs.json").write_text(json.dumps(runs))
     command = [sys.executable, "-m", "tests.strategies.forked", str(folder / "runs.json"), *modules]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OUMI_CACHE_DIR": str(folder / "cache")}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     found = [json.loads((folder / f"{number}-0.json").read_text()) for number in range(len(runs))]
     return [outcome | {"stderr": ended.stderr} for outcome in found]
@@ -63,7 +70,7 @@ def _start(place: Path, run: dict[str, Any], rank: int, port: int) -> int:
     except Exception:  # noqa: BLE001 - whatever it is, the test is to see it
         traceback.print_exc()
         found = {"exit_code": 1, "error": traceback.format_exc()}
-    place.write_text(json.dumps(found))
+    place.write_text(json.dumps(found | {"peak": _peak()}))
     sys.stderr.flush()
     os._exit(0)
 
@@ -79,6 +86,14 @@ def _outcome(run: dict[str, Any]) -> dict[str, Any]:
     except OumiError as error:
         return {"exit_code": error.exit_code, "error": str(error)}
     return {"exit_code": 0, "error": ""}
+
+
+def _peak() -> int | None:
+    """Return the largest resident set of this process; `ru_maxrss` would begin with that of the one that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
 
 
 def _free_port() -> int:

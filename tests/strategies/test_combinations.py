@@ -21,7 +21,7 @@ from oumi_kernel.dry_run import dry_run
 from oumi_kernel.loading import split_overrides
 from oumi_kernel.plugins import resolve
 from oumi_plugins.strategies.combinations import Row, rows
-from tests.strategies.forked import outcomes
+from tests.strategies.forked import IMPORTED_ONCE, outcomes
 from tests.strategies.materials import write_run
 from tests.trainers.test_estimate import Collected
 
@@ -50,7 +50,6 @@ CELLS = [
 ]
 
 
-IMPORTED_ONCE = ("transformers", "oumi_plugins.strategies._fsdp", "oumi_plugins.trainers._sft", "peft")
 TOLERANCES = {"precision": 5e-3, "optimizer": 1e-4}
 """Relative, of losses: bfloat16 rounds sums of other orders otherwise, and Adam divides rounding errors."""
 

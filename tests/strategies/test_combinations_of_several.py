@@ -16,11 +16,10 @@ import pytest
 from oumi_kernel import ConfigError, PluginError
 from oumi_kernel.loading import split_overrides
 from oumi_plugins.strategies.combinations import Row, rows
-from tests.strategies.forked import outcomes
+from tests.strategies.forked import IMPORTED_ONCE, outcomes
 from tests.strategies.materials import write_run
 from tests.strategies.test_combinations import (
     HERE,
-    IMPORTED_ONCE,
     MISSING,
     STRATEGIES,
     TOLERANCES,

@@ -515,6 +515,7 @@ def test_the_newest_checkpoint_is_gone_on_from_if_asked_for(runner: Runner) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # test_compiling and test_loop compile too
 def test_compiling_compiles(runner: Runner) -> None:
     before = runner.run().compiled  # frames of the process so far
     assert runner.run("--training.compile=true").compiled > before

@@ -10,8 +10,8 @@ With `P` the model's parameters (tied ones once) and `T` those that train:
   loss of the run on tensors without storage (see `_simulation`), and what is alive is counted.
 
 At the peak, weights and optimizer state are there, and the most that the micro-batch had at one time, gradients among
-it. On a CPU, where the strategy has glibc keep what is freed, what is kept does not fit all that comes: `KEPT` of all
-but the weights comes on top, as it was measured. A checkpoint is written from a copy of the weights or of the
+it. On a CPU, where the strategy has glibc keep what is freed, what is kept does not fit all that comes: shares of both
+come on top, as they were measured (see `_needs`). A checkpoint is written from a copy of the weights or of the
 optimizer's state, when there are no activations, and from memory that was kept.
 
 A strategy of several processes says how it divides that (`Divides`): each process has its share of weights, gradients

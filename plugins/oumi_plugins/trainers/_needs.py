@@ -21,8 +21,9 @@ from oumi_plugins.trainers._simulation import Usage, simulate
 from oumi_plugins.trainers._written import Written, bytes_of, written
 from oumi_plugins.trainers.sft import SftParams
 
-KEPT = 0.25
-"""Share of what comes and goes that glibc holds beside it when it keeps freed memory: 0.2 to 0.27 was measured."""
+KEPT, KEPT_GRADIENTS = 0.35, 0.5
+"""Shares of what the passes of a step hold, and of the gradients that go after it, which glibc holds beside them when
+it keeps freed memory. They are fitted to runs with eight optimizers, whose peaks they meet within 17 %."""
 
 
 class Needs:
@@ -68,8 +69,10 @@ class Needs:
 
     def kept(self, usage: Usage | str, settings: TrainingParams) -> int:
         """Return the bytes that are held beside what a step needs."""
-        keeps = self._keeps_freed and not settings.enable_gradient_checkpointing
-        return round(KEPT * self._stepping(usage)) if keeps else 0
+        if not self._keeps_freed or settings.enable_gradient_checkpointing:
+            return 0
+        gradients = sum(amount.bytes or 0 for amount in self.device if amount.what == "gradients")
+        return round(KEPT * _passes(usage) + KEPT_GRADIENTS * gradients)
 
     def peak(self, usage: Usage | str, settings: TrainingParams) -> int:
         """Return the most at one time on the device: in a step, or while a checkpoint is written.
@@ -90,9 +93,8 @@ class Needs:
 
     def _stepping(self, usage: Usage | str) -> int:
         """Return what there is in a step beside the weights; gradients are part of what its passes use."""
-        passes = max(usage.forward, usage.backward) if isinstance(usage, Usage) else None
-        apart = ("weights",) if passes is None else ("weights", "gradients")
-        return (passes or 0) + sum(amount.bytes or 0 for amount in self.device if amount.what not in apart)
+        apart = ("weights", "gradients") if isinstance(usage, Usage) else ("weights",)
+        return _passes(usage) + sum(amount.bytes or 0 for amount in self.device if amount.what not in apart)
 
     def _resting(self, weights: int) -> Iterator[Amount]:
         """Yield what is there between steps, in the order in which it is shown."""
@@ -116,6 +118,10 @@ def largest(examples: Sequence[Any], training: TrainingParams, world: World) -> 
     dealt = (one for shares in batches_of(lengths, training, world).shares() for one in shares if one)
     most = max(dealt, key=lambda one: int(lengths[one].sum()))
     return [examples[index] for index in most]
+
+
+def _passes(usage: Usage | str) -> int:
+    return max(usage.forward, usage.backward) if isinstance(usage, Usage) else 0
 
 
 def _shared(what: str, size: int | None, processes: int, how: str, everywhere: int = 0) -> Amount:
