@@ -15,7 +15,8 @@ INTRODUCTION = """\
 Each cell is a run of two steps on the CPU, in two processes except for `single`, with the losses of one process; or a
 refusal in the dry run, before weights are read. There is no third outcome:
 `pytest --exhaustive tests/strategies/test_combinations.py` tries every cell. `oumi plugins show fsdp` prints the column of
-a strategy with its reasons.
+a strategy with its reasons. Things of several axes together, drawn at random, are tried in the same way
+(`test_combinations_of_several.py`); one that does not go with another is refused in the dry run too.
 
 - **yes**: trains.
 - a number: is refused, for the reason of that number below.

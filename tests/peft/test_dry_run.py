@@ -18,6 +18,7 @@ __all__ = ["folder"]
 GOOD = {
     "lora": ("--peft.lora_r=4",),
     "all-linear with DoRA": ("--peft.lora_target_modules=all-linear", "--peft.peft_kwargs.use_dora=true"),
+    "DoRA on 4 bits": ("--peft.q_lora", "--peft.peft_kwargs.use_dora=true"),
     "a start": ("--peft.lora_init_weights=pissa",),
     "a start from data": ("--peft.lora_init_weights=eva",),
     "the head in full": ("--peft.lora_modules_to_save=[lm_head]",),

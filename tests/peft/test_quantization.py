@@ -156,6 +156,24 @@ def test_an_8_bit_adapter_on_a_cpu_is_not_dora(train: Train) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "bits", "works"),
+    [("ia3", 4, False), ("ia3", 8, False), ("adalora", 8, False), ("adalora", 4, True), ("vera", 8, True)],
+)
+def test_methods_that_give_float32_are_refused_beside_16_bits(
+    train: Train, method: str, bits: int, works: bool
+) -> None:
+    """Where they work the model is asked, as it is where they do not: the table is that of the library."""
+    asked = ("--peft.q_lora", f"--peft.q_lora_bits={bits}", f"--peft.peft_method={method}", "--training.max_steps=3")
+    in_16_bits = "--model.torch_dtype_str=bfloat16"
+    if works:
+        train(*asked, in_16_bits)
+        return
+    with pytest.raises(ConfigError, match=r"model.torch_dtype_str: peft's \w+ gives float32 on weights of \d bits"):
+        train(*asked, in_16_bits)
+    train(*asked, "--training.mixed_precision_dtype=bf16")
+
+
+@pytest.mark.parametrize(
     ("config_class", "adapts"),
     [
         ("LoraConfig", True),

@@ -80,6 +80,8 @@ def _pack(layer: Any, dtype: torch.dtype) -> None:
         packed, requires_grad=False, quant_state=state, module=layer, bnb_quantized=True, **settings
     )
     layer.quant_state = state
+    # DoRA copies a layer to read it, and the library's own copy begins on the CPU, where this weight cannot follow
+    layer.weight.__deepcopy__ = lambda memo, weight=layer.weight: weight
 
 
 def let_go_of_file(model: nn.Module) -> None:

@@ -19,6 +19,9 @@ from oumi_kernel.config.derived import dtype_name
 from oumi_kernel.contracts import Run
 from oumi_kernel.report import Report
 
+GIVE_FLOAT32 = {"IA3Config": (4, 8), "AdaLoraConfig": (8,)}
+"""Methods whose layers on weights of so many bits give float32, whatever they are given."""
+
 
 def model_arguments(config_class: str, params: Params, run: Run) -> dict[str, Any]:
     """Return the arguments with which the model is loaded: none unless its weights are quantised.
@@ -29,7 +32,7 @@ def model_arguments(config_class: str, params: Params, run: Run) -> dict[str, An
         run: The run.
 
     Raises:
-        ConfigError: The method cannot adapt quantised weights.
+        ConfigError: The method cannot adapt quantised weights, or not those of this model.
     """
     section = run.config.peft
     if not section.q_lora:
@@ -40,6 +43,12 @@ def model_arguments(config_class: str, params: Params, run: Run) -> dict[str, An
     if section.q_lora_bits == 8 and getattr(params, "use_dora", False) and not torch.cuda.is_available():
         message = "DoRA cannot read 8-bit weights on a CPU: bitsandbytes moves their scales after the first product."
         raise _refused("peft.q_lora_bits", message, "Set it to 4, or use_dora to false.")
+    dtype = dtype_name(run.config.model.torch_dtype_str)
+    if section.q_lora_bits in GIVE_FLOAT32.get(config_class, ()) and dtype in ("bfloat16", "float16"):
+        bits = section.q_lora_bits
+        message = f"peft's {config_class} gives float32 on weights of {bits} bits, and the other layers {dtype}."
+        hint = "Set it to float32, with training.mixed_precision_dtype: bf16."
+        raise _refused("model.torch_dtype_str", message, hint)
     _hush(run.config.training)
     return {"quantization_config": quantisation(section)}
 
