@@ -7,8 +7,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -45,6 +46,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU, and torch sees none"))
+
+
+def few_of(names: Iterable[str], few: Container[str]) -> list[Any]:
+    """Return names to parametrise a test with; those that are not among `few` are tried with `--exhaustive`."""
+    return [name if name in few else pytest.param(name, marks=pytest.mark.exhaustive) for name in names]
 
 
 @pytest.fixture

@@ -206,6 +206,12 @@ def test_a_file_that_is_not_there_is_an_error_that_lists_its_neighbours(rows: Ro
         rows("text_sft", dataset_path="./trian.jsonl")
 
 
+def test_a_file_that_is_not_there_is_an_error_that_says_what_could_be_read(rows: Rows, write: Write) -> None:
+    write("text", name="notes.txt")
+    with pytest.raises(DataError, match=r"there is no file .* holds none that can be read: .jsonl, .json, .parquet"):
+        rows("text_sft", dataset_path="./train.jsonl")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.conftest import QUICKSTART
+from tests.conftest import QUICKSTART, few_of
 from tests.peft.quantised import TARGETS, TINY, base
-from tests.trainers.test_estimate import ON_A_CPU, beyond_libraries, configure, estimated
+from tests.trainers.test_estimate import ON_A_CPU, configure, estimated, real_runs
 
 SHAPE = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 10, "vocab_size": 2048}
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
@@ -69,26 +69,25 @@ def test_parameters_are_counted_as_numbers_and_weights_as_bytes(tmp_path: Path, 
 @pytest.fixture(scope="module")
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, int]]:
     """Return way -> configuration of a run, and what the run takes at its peak without libraries."""
-    folder = tmp_path_factory.mktemp("real")
-    ways = list(WAYS) if request.config.getoption("exhaustive") else FEW
-    model = folder / "model"
+    model = tmp_path_factory.mktemp("model") / "model"
     shutil.copytree(QUICKSTART / "model", model)
     file = model / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | SHAPE | HEADS))
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
-    for way in ("tiny", *ways):
-        (folder / way).mkdir()
-    tiny = quantised(folder / "tiny", TINY, {}, per_device_train_batch_size=1)
-    configs = [quantised(folder / way, model, WAYS[way][0], **WAYS[way][1]) for way in ways]
-    return dict(zip(ways, zip(configs, beyond_libraries(folder, tiny, configs), strict=True), strict=True))
+
+    def make(folder: Path, way: str) -> Path:
+        if way == "tiny":
+            return quantised(folder, TINY, {}, per_device_train_batch_size=1)
+        return quantised(folder, model, WAYS[way][0], **WAYS[way][1])
+
+    ways = list(WAYS) if request.config.getoption("exhaustive") else FEW
+    return real_runs(tmp_path_factory.mktemp("real"), ways, make)
 
 
 @pytest.mark.slow
 @ON_A_CPU
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(
-    "way", [way if way in FEW else pytest.param(way, marks=pytest.mark.exhaustive) for way in WAYS]
-)
+@pytest.mark.parametrize("way", few_of(WAYS, FEW))
 def test_the_peak_is_that_of_a_real_run_within_a_fifth(way: str, real: dict[str, tuple[Path, int]]) -> None:
     config, peak = real[way]
     assert estimated(config).estimate_of_run.peak_bytes == pytest.approx(peak, rel=0.2)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, few_of
 from tests.recipes.architectures import ARCHITECTURES, config_of
 
 pytestmark = pytest.mark.slow
@@ -72,10 +72,7 @@ def verdicts(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [name if name in REPRESENTATIVES else pytest.param(name, marks=pytest.mark.exhaustive) for name in TRAINED],
-)
+@pytest.mark.parametrize("recipe", few_of(TRAINED, REPRESENTATIVES))
 @pytest.mark.timeout(3600)
 def test_a_recipe_passes_a_dry_run_and_needs_the_memory_that_it_says(
     recipe: str, verdicts: dict[str, dict[str, Any]]

