@@ -48,7 +48,7 @@ def test_boft_leaves_the_compilers_of_the_environment(train: Train, monkeypatch:
         (("--peft.peft_method=vera", "--peft.lora_exclude_modules=[a]"), "'vera' does not serve this key"),
         (("--peft.peft_method=prompt_tuning",), "'num_virtual_tokens' is required"),
         (("--peft.peft_method=oft", "--peft.peft_kwargs.blocks=8"), "unknown key 'blocks'"),
-        (("--peft.peft_method=oft", "--peft.peft_kwargs.r=8"), "peft refuses these settings"),
+        (("--peft.peft_method=oft", "--peft.peft_kwargs.r=8"), r"peft\.peft_kwargs\.r: peft refuses these settings"),
         (("--peft.peft_method=lorra",), "did you mean 'lora'"),
     ],
 )

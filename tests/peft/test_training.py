@@ -208,6 +208,9 @@ def test_all_linear_layers_of_a_mixture_are_those_of_its_experts_too(train: Trai
     assert shapes_of(load_file(on.folder / "adapter_model.safetensors")) == shapes
 
 
+ON_EXPERTS = "--peft.lora_target_parameters=[experts.down_proj]"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -216,7 +219,15 @@ def test_all_linear_layers_of_a_mixture_are_those_of_its_experts_too(train: Trai
             r"set lora_target_parameters: \[mlp.experts.gate_up_proj,",
         ),
         (("--peft.lora_target_modules=all-linear", "--peft.lora_init_weights=pissa"), "'pissa' is a start for modules"),
-        (("--peft.lora_target_parameters=[experts.down_proj]", "--peft.lora_init_weights=eva"), "'eva' is a start for"),
+        ((ON_EXPERTS, "--peft.lora_init_weights=eva"), "'eva' is a start for"),
+        (
+            (ON_EXPERTS, "--peft.lora_dropout=0.1"),
+            r"peft\.lora_dropout: peft refuses",
+        ),
+        (
+            (ON_EXPERTS, "--peft.peft_kwargs.use_dora=true"),
+            r"peft\.peft_kwargs\.use_dora: peft refuses",
+        ),
     ],
 )
 def test_what_experts_cannot_have_is_refused_with_what_they_can(

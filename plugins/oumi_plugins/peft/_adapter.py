@@ -16,9 +16,11 @@ from torch import nn
 
 from oumi_kernel import ConfigError, Problem
 from oumi_kernel.adapters import base_of
+from oumi_kernel.config import PeftParams
 from oumi_kernel.contracts import Run
 from oumi_plugins.peft._eva import start_from_data
 from oumi_plugins.peft._matching import ALL_LINEAR
+from oumi_plugins.peft._method import SECTION
 
 ADAPTER = "default"
 """The name under which the library keeps the one adapter of a model."""
@@ -36,7 +38,7 @@ def config_of(config_class: str, settings: Mapping[str, Any], run: Run) -> Any:
     Raises:
         ConfigError: The library refuses one.
     """
-    with refusals(), quiet():
+    with refusals(run), quiet():
         return getattr(peft, config_class)(task_type=peft.TaskType.CAUSAL_LM, **fields_of(settings, run))
 
 
@@ -58,7 +60,7 @@ def put_in(model: nn.Module, config: Any, examples: Mapping[str, Sequence[Any]],
         config.init_lora_weights = True  # there is nothing to start from
     if without_weights and config.is_prompt_learning:
         config.prompt_tuning_init = peft.PromptTuningInit.RANDOM
-    with refusals(), seeded(run.config.training.seed), quiet():
+    with refusals(run), seeded(run.config.training.seed), quiet():
         is_empty = without_weights and not config.is_prompt_learning
         try:
             found: Any = peft.get_peft_model(model, config, adapter_name=ADAPTER, low_cpu_mem_usage=is_empty)
@@ -89,8 +91,8 @@ def _listed(config: Any) -> str:
 
 
 @contextmanager
-def refusals() -> Generator[None]:
-    """Turn what the library says of settings that it does not take into an error at their section.
+def refusals(run: Run) -> Generator[None]:
+    """Turn what the library says of settings that it does not take into an error at the key that it speaks of.
 
     Raises:
         ConfigError: It refuses them.
@@ -98,8 +100,20 @@ def refusals() -> Generator[None]:
     try:
         yield
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        message = f"peft refuses these settings: {' '.join(str(error).split())}"
-        raise ConfigError(Problem(code="wrong-value", path="peft", message=message)) from error
+        said = " ".join(str(error).split())
+        path = next((path for name, path in _given(run) if re.search(rf"\b{re.escape(name)}\b", said)), "peft")
+        message = f"peft refuses these settings: {said}"
+        raise ConfigError(Problem(code="wrong-value", path=path, message=message)) from error
+
+
+def _given(run: Run) -> Generator[tuple[str, str]]:
+    """Yield the fields of the library's config that the configuration sets, each with its key."""
+    section, defaults = run.config.peft, PeftParams()
+    for name in section.peft_kwargs:
+        yield name, f"peft.peft_kwargs.{name}"
+    for key, name in SECTION.items():
+        if getattr(section, key) != getattr(defaults, key):
+            yield name, f"peft.{key}"
 
 
 def fields_of(settings: Mapping[str, Any], run: Run) -> dict[str, Any]:
