@@ -17,6 +17,7 @@ from tests.trainers.test_estimate import ON_A_CPU, configure, estimated, real_ru
 SHAPE = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 10, "vocab_size": 2048}
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
 WHOLE = {"q_lora": False}
+SHORT: dict[str, Any] = {"per_device_train_batch_size": 1, "enable_gradient_checkpointing": True}  # saving takes most
 FEW_ROWS = {"per_device_train_batch_size": 2}  # many a CPU computes bfloat16 in software, which takes minutes
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "4 bits": ({}, {}),
@@ -30,8 +31,11 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "LoRA": (WHOLE, {}),
     "LoRA, recomputed": (WHOLE, {"enable_gradient_checkpointing": True}),
     "LoRA in bfloat16": (WHOLE, {"mixed_precision_dtype": "bf16", **FEW_ROWS}),
+    "LoRA, merged when saved": (WHOLE | {"peft_save_mode": "merged"}, SHORT),
+    "LoRA, saved with its base": (WHOLE | {"peft_save_mode": "adapter_and_base_model"}, SHORT),
+    "4 bits, merged when saved": ({"peft_save_mode": "merged"}, SHORT),
 }
-FEW = ["4 bits", "8 bits, recomputed", "LoRA"]
+FEW = ["4 bits", "8 bits, recomputed", "LoRA", "LoRA, merged when saved"]
 """Those that are measured without `--exhaustive`."""
 
 

@@ -46,7 +46,7 @@ class Needs:
         self.state = state_of(session, skeleton, torch.float32 if self.division.float32_copies else None)
         whole = held_bytes(skeleton.parameters(), self.division) + constants_bytes(skeleton)
         self._buffers = bytes_of(skeleton.buffers())
-        self.files = written(session, whole + self._buffers)
+        self.files = written(session, skeleton, whole + self._buffers)
         self.resting = tuple(self._resting(whole))
         self._keeps_freed: bool = getattr(strategy, "keeps_freed_memory", False)
 
