@@ -34,6 +34,9 @@ BEGAN = "began"
 STOP = "stop"
 """A file there once the run was asked to stop: nothing is begun after that."""
 
+IDLE = "idle"
+"""A file there once a process was begun after that nevertheless, and did nothing."""
+
 
 class Processes(msgspec.Struct, frozen=True, kw_only=True):
     """How many processes a run is to have, and how those of several machines find each other.
@@ -113,6 +116,12 @@ def report_to_launcher(text: str, exit_code: int) -> bool:
     return True
 
 
+def begin_no_more() -> None:
+    """Tell whoever started this process that the run was asked to stop: should it fail now, it is not begun anew."""
+    if os.environ.get(LAUNCH) and not _is_orphan():
+        (Path(os.environ[LAUNCH]) / STOP).touch()
+
+
 def restarted_after() -> float | None:
     """Return when the run began, in seconds of the system's clock, if a launcher started this process anew; else None.
 
@@ -149,6 +158,7 @@ def listen_to_launcher() -> bool:
     if not (Path(folder) / STOP).exists():
         return True
     if first_failure(Path(folder)):
+        (Path(folder) / IDLE).touch()
         return False
     raise StopRequested("asked to stop before training began: nothing was trained, and nothing is lost.")
 

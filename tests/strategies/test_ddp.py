@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -147,6 +148,15 @@ def test_a_request_to_stop_one_process_stops_all_at_a_checkpoint_from_which_anot
     assert saved.name != "checkpoint-40"
 
 
+def test_a_run_that_was_asked_to_stop_and_cannot_save_is_not_begun_anew(tmp_path: Path, start: Start) -> None:
+    process = start("out", "--nproc", "2", "--max-restarts", "2", "--training.save_steps=0", "--training.max_steps=200")
+    wait_for(lambda: (tmp_path / "out/metrics.jsonl").exists() and figures(tmp_path / "out"))
+    resource.prlimit(worker_of(process, rank=0), resource.RLIMIT_FSIZE, (100_000, 100_000))  # its disk is full
+    os.kill(worker_of(process, rank=1), signal.SIGTERM)
+    assert "bytes are free" in ended(process, expected=6).strip().splitlines()[-1]
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
 def test_after_a_process_was_killed_all_start_anew_from_the_last_checkpoint(tmp_path: Path, start: Start) -> None:
     watching = ("--plugin=./watching.py:Watching", "--training.metrics_function=Watching")
     (tmp_path / "trap").write_text("kill")
@@ -187,6 +197,13 @@ def wait_for(found: Callable[[], object]) -> None:
 
 def worker_of(process: subprocess.Popen[str], rank: int) -> int:
     """Return the number of the process of a rank that a launcher started."""
+    found = find_worker(process, rank)
+    assert found is not None, f"no process of rank {rank}"
+    return found
+
+
+def find_worker(process: subprocess.Popen[str], rank: int) -> int | None:
+    """Return the number of the process of a rank that a launcher started; None while there is none."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
@@ -194,4 +211,4 @@ def worker_of(process: subprocess.Popen[str], rank: int) -> int:
                 return int(entry.name)
         except OSError:
             continue
-    raise AssertionError(f"no process of rank {rank}")
+    return None

@@ -19,8 +19,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from oumi_kernel import ProcessError, StopRequested
-from oumi_kernel.launch import BEGAN, LAUNCH, LAUNCHED_BY, STOP, Failure, Processes, first_failure
+from oumi_kernel import ProcessError
+from oumi_kernel.launch import BEGAN, IDLE, LAUNCH, LAUNCHED_BY, STOP, Failure, Processes, first_failure
 
 GRACE = 10
 """Seconds that processes have to end after one of them failed, before they are killed."""
@@ -41,8 +41,8 @@ def launch(command: Sequence[str], processes: Processes) -> int:
         before = {number: signal.signal(number, lambda n, _: _forward(n, folder)) for number in FORWARDED}
         try:
             elastic_launch(_config(processes, folder), command[0])(*command[1:])
-            failure = first_failure(folder) if (folder / STOP).exists() else None
-            if failure and failure.exit_code == StopRequested.exit_code:  # it was begun anew to no purpose
+            failure = first_failure(folder) if (folder / IDLE).exists() else None
+            if failure:  # it was begun anew to no purpose
                 sys.stderr.write(failure.text)
                 return failure.exit_code
         except ChildFailedError as error:

@@ -19,6 +19,7 @@ import torch
 from oumi_kernel import NumericsError, StopRequested
 from oumi_kernel.config import Moments
 from oumi_kernel.contracts import Session, StepRecord, Summary
+from oumi_kernel.launch import begin_no_more
 from oumi_plugins.strategies.shards import own_part
 from oumi_plugins.trainers._averages import averaged
 from oumi_plugins.trainers._batches import Batch, Batches
@@ -174,6 +175,8 @@ class Loop:
         """Return whether any process was asked to stop, the same answer in all of them."""
         mine = torch.tensor([int(self.session.stop.requested)])
         self.asked = any(self.strategy.reduce_sum(mine, "whether to stop").tolist())
+        if self.asked:
+            begin_no_more()
         return self.asked
 
     def _step(self, window: list[Batch]) -> None:
@@ -230,8 +233,7 @@ class Loop:
         if not due and not (step == 1 and training.logging_first_step) and not self.guard.failure:
             return StepRecord(step=step, epoch=epoch, learning_rate=self.rate, tokens=tokens, skipped=skipped)
         self._look()
-        seconds = max(time.perf_counter() - self.clock, 1e-9)
-        speed = (tokens - self.clock_tokens) / seconds
+        speed = (tokens - self.clock_tokens) / max(time.perf_counter() - self.clock, 1e-9)
         self.loss_sum, progress.loss_count = torch.zeros_like(self.loss_sum), 0
         self.clock, self.clock_tokens = time.perf_counter(), tokens
         return StepRecord(
@@ -256,10 +258,8 @@ class Loop:
         self.guard.raise_failure()
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not bool(torch.isfinite(own_part(parameter)).all()):
-                raise NumericsError(
-                    f"the weight {name} is not finite after step {self.progress.step}, learning rate {self.rate:g}. "
-                    "Lower the learning rate."
-                )
+                where = f"the weight {name} is not finite after step {self.progress.step}, learning rate {self.rate:g}"
+                raise NumericsError(f"{where}. Lower the learning rate.")
 
     def _look(self) -> None:
         """Learn of the steps since the last look and of their loss, which waits for the device."""
