@@ -80,7 +80,7 @@ def test_a_run_with_random_faults_ends_with_the_parameters_of_a_calm_one(tmp_pat
         with suppress(ProcessLookupError):  # it failed with the others just now
             fault(worker)
         done += 1
-        if fault is terminate and run.ends_rather_than_replaces(worker, rank):
+        if fault is terminate and run.ends(worker, rank, metrics):
             assert run.ended() in (143, 6)  # 6: it could not save, its disk being full
             run = Heard(start("out", *flags))
     assert run.ended() == 0, run.said()
@@ -130,13 +130,17 @@ class Heard:
             found = find_worker(self._process, rank)
         return found
 
-    def ends_rather_than_replaces(self, worker: int, rank: int) -> bool:
+    def ends(self, worker: int, rank: int, metrics: Path) -> bool:
         """Return whether the run ends after a process was asked to stop.
 
-        Where the others were failing at that moment, or it had not begun to listen, all are begun anew instead.
+        Where the others were failing at that moment, or it did not listen yet, all are begun anew and train. Where all
+        stopped they are begun anew, too, but to no purpose.
         """
+        before = None
         while self._process.poll() is None:
-            if find_worker(self._process, rank) not in (None, worker):
+            is_another = find_worker(self._process, rank) not in (None, worker)
+            before = before or (_state(metrics) if is_another else None)
+            if before and before != _state(metrics):
                 return False
             time.sleep(0.02)
         return True

@@ -43,6 +43,6 @@ def steps(loaded: LoadedConfig) -> dict[str, Any]:
 
 
 def _weights(strategy: DeepSpeedStrategy, model: nn.Module) -> list[float]:
-    state = strategy.full_state(model)
+    state = strategy.full_state(model, trained=False)
     assert state is not None
     return torch.cat([tensor.flatten() for tensor in state.values()]).tolist()
