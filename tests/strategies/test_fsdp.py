@@ -174,6 +174,18 @@ def test_two_processes_give_the_result_of_one(name: str, folder: Path, two: list
     assert_same_result(folder / name, folder / "one")
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("strategy", ["HYBRID_SHARD", "HYBRID_SHARD_ZERO2"])
+def test_two_machines_of_two_processes_give_the_result_of_one(strategy: str, folder: Path, one: Outcome) -> None:
+    flags = (*batches(1, accumulation=2), *LAYERS, f"--fsdp.sharding_strategy={strategy}")
+    seen = together(folder, 4, run(strategy, *flags, LOCAL_WORLD_SIZE="2"))
+    assert [outcome[strategy]["exit_code"] for outcome in seen] == [0] * 4
+    held = [outcome[strategy]["here"] for outcome in seen]
+    assert held[:2] == held[2:]
+    assert sum(held[:2]) == seen[0][strategy]["whole"]
+    assert_same_result(folder / strategy, folder / "one")
+
+
 def test_metrics_see_the_batches_of_all_processes(folder: Path, two: list[Outcome], one: Outcome) -> None:
     last = [json.loads((folder / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("full", "one")]
     assert last[0]["eval_token_accuracy"] == pytest.approx(last[1]["eval_token_accuracy"], rel=1e-6)
