@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ def test_deepspeed_is_told_the_section_and_what_training_says() -> None:
     assert "allgather_bucket_size" not in settings["zero_optimization"]
     own = {"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 5, "gradient_clipping": 0.5}
     assert own.items() <= settings.items()
+
+
+def test_its_log_is_made_quiet_without_touching_the_handlers_of_others() -> None:
+    logger, handler = logging.getLogger("DeepSpeed"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        strategy("  zero_stage: ZERO_3\n")
+    finally:
+        logger.removeHandler(handler)
+    assert handler.level == logging.NOTSET
+    assert not logger.isEnabledFor(logging.WARNING)
 
 
 def test_a_file_may_repeat_what_training_says_or_say_auto(tmp_path: Path) -> None:

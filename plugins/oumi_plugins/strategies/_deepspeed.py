@@ -278,5 +278,5 @@ def _be_quiet(level: str, *, asked: bool) -> None:
     shown = logging.ERROR if shown == logging.WARNING else shown  # its warnings are of what was checked here
     logger.setLevel(shown)
     for handler in logger.handlers:
-        handler.setLevel(shown)
+        handler.setLevel(min(handler.level, shown))  # its own shows warnings and more; others may be somebody's
     warnings.filterwarnings("ignore", message="`torch.distributed.", category=FutureWarning)  # of functions it calls
