@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Generator, Mapping, Sequence
@@ -143,11 +144,21 @@ def seeded(seed: int) -> Generator[None]:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Keep away what the library warns of: what a user must know is an error or in the header."""
-    with warnings.catch_warnings():
-        for category in (FutureWarning, UserWarning, RuntimeWarning):
-            warnings.simplefilter("ignore", category)
-        yield
+    """Keep away what the library warns of: what a user must know is an error or in the header.
+
+    CC and CXX are put back: where the extension of BOFT does not compile, the library leaves both at `gcc`, and with
+    that torch links no C++ library.
+    """
+    before = {name: os.environ.get(name) for name in ("CC", "CXX")}
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, UserWarning, RuntimeWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
 
 
 def _plain(value: Any) -> Any:

@@ -104,7 +104,6 @@ class Method(Component):
         run: Run,
     ) -> Any:
         """Return the library's model around the given one: the adapter trains, everything else is frozen."""
-        from oumi_plugins.peft._building import build
         from oumi_plugins.peft._new_tokens import NewTokens
         from oumi_plugins.peft._opening import check_opening
 
@@ -112,7 +111,7 @@ class Method(Component):
         settings = self.settings(params, run)
         if adapter_of(run) is None:
             settings = new.trained(settings, params.__struct_fields__)
-        self._built = build(model, self.config_class, settings, examples, run)
+        self._built = self.build(model, settings, examples, run)
         new.check(self._built.model.active_peft_config)
         check_opening(self._built.model, run.config.peft.peft_save_mode, added_tokens)
         if run.config.peft.q_lora:
@@ -179,6 +178,12 @@ class Method(Component):
     def oumi_train_end(self) -> None:
         """Know that what is saved next is not gone on from."""
         self._is_done = True
+
+    def build(self, model: Any, settings: Mapping[str, Any], examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
+        """Return the model with its adapter (see `oumi_plugins.peft._building.build`)."""
+        from oumi_plugins.peft._building import build
+
+        return build(model, self.config_class, settings, examples, run)
 
     def check(self, run: Run) -> None:
         """Refuse what the method cannot do, before the model is read.

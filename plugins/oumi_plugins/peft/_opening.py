@@ -19,6 +19,7 @@ from transformers.utils import logging as library_logging
 
 from oumi_kernel import ConfigError, Problem
 from oumi_kernel.config.peft import PeftSaveMode
+from oumi_plugins.peft._adapter import quiet
 
 _log = logging.getLogger("oumi_plugins.peft.opening")
 
@@ -69,7 +70,7 @@ def why_it_does_not_open(adapted: Any) -> str:
         shown.save_pretrained(folder)
         empty = type(base)(base.config)
         try:
-            with _quiet():
+            with quiet(), _silent():
                 report = empty.load_adapter(folder)
         except (ValueError, NotImplementedError, TypeError, RuntimeError, IndexError) as error:
             return " ".join(str(error).split())
@@ -78,7 +79,7 @@ def why_it_does_not_open(adapted: Any) -> str:
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
+def _silent() -> Generator[None]:
     """Keep the library's bars and reports off the terminal."""
     level, had_bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
     library_logging.set_verbosity(library_logging.CRITICAL)

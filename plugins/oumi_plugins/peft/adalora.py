@@ -44,21 +44,13 @@ class AdaLora(Method):
         self._optimizer: Any = None
         self._allocation: Any = None
 
-    @hookimpl
-    def oumi_apply_peft(
-        self,
-        params: Any,
-        model: Any,
-        added_tokens: Mapping[str, int],
-        examples: Mapping[str, Sequence[Any]],
-        run: Run,
-    ) -> Any:
-        """Return the library's model; a count of ranks that it keeps as a parameter never trains."""
-        adapted = super().oumi_apply_peft(params, model, added_tokens, examples, run)
-        for name, parameter in adapted.named_parameters():
+    def build(self, model: Any, settings: Mapping[str, Any], examples: Mapping[str, Sequence[Any]], run: Run) -> Any:
+        """Return the model with its adapter; a count of ranks that the library keeps as a parameter never trains."""
+        built = super().build(model, settings, examples, run)
+        for name, parameter in built.model.named_parameters():
             if ".ranknum." in name:
                 parameter.requires_grad_(False)
-        return adapted
+        return built
 
     @hookimpl
     def oumi_group_parameters(
